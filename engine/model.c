@@ -1,0 +1,223 @@
+#include "engine/model.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/base/fail.h"
+#include "engine/chat.h"
+
+enum { MAX_THREADS = 1024 };
+
+const char *flute_version(void) {
+    return FLUTE_VERSION;
+}
+
+// ---- Devices
+
+typedef struct device_kind {
+    flute_device device;
+    const char *name;
+    int (*create)(const flute_model_options *options, thread_pool *pool, backend **out, flute_error *err);
+    uint64_t (*available_memory)(void); // bytes that a new allocation may take
+} device_kind;
+
+static int cpu_create(const flute_model_options *options, thread_pool *pool, backend **out,
+                      flute_error *err) {
+    if (options->kernels == FLUTE_KERNELS_REF) return backend_create_ref(pool, out, err);
+    return backend_create_cpu(pool, out, err);
+}
+
+static uint64_t cpu_available_memory(void) {
+    FILE *file = fopen("/proc/meminfo", "re");
+    if (file) {
+        char line[128];
+        uint64_t kib = 0;
+        while (fgets(line, sizeof line, file))
+            if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1) break;
+        fclose(file);
+        if (kib) return kib * 1024;
+    }
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+// Every device of this build, the preferred one first: FLUTE_DEVICE_AUTO takes the first that can be had.
+static const device_kind devices[] = {
+    {FLUTE_DEVICE_CPU, "cpu", cpu_create, cpu_available_memory},
+};
+enum { N_DEVICES = sizeof devices / sizeof *devices };
+
+static int create_backend(flute_model *model, const flute_model_options *options, flute_error *err) {
+    int code = FLUTE_EUNSUPPORTED;
+    for (int i = 0; i < N_DEVICES; i++) {
+        if (options->device != FLUTE_DEVICE_AUTO && options->device != devices[i].device) continue;
+        code = devices[i].create(options, model->pool, &model->be, err);
+        if (code == FLUTE_OK) {
+            model->device = &devices[i];
+            return FLUTE_OK;
+        }
+        if (options->device != FLUTE_DEVICE_AUTO) return code;
+    }
+    if (options->device == FLUTE_DEVICE_CUDA)
+        return fail(err, code, "this flute was built without CUDA: choose the device cpu or auto");
+    return code;
+}
+
+uint64_t model_available_memory(const flute_model *model) {
+    return model->device->available_memory();
+}
+
+// ---- Opening
+
+static int check_options(const flute_model_options *options, flute_error *err) {
+    if (options->device < FLUTE_DEVICE_AUTO || options->device > FLUTE_DEVICE_CUDA)
+        return fail(err, FLUTE_EINVAL, "device %d: there is no such device", (int)options->device);
+    if (options->kernels < FLUTE_KERNELS_AUTO || options->kernels > FLUTE_KERNELS_REF)
+        return fail(err, FLUTE_EINVAL, "kernels %d: there are no such kernels", (int)options->kernels);
+    if (options->n_threads < 0 || options->n_threads > MAX_THREADS)
+        return fail(err, FLUTE_EINVAL, "%d threads: the number must be 0 (all) to %d", options->n_threads,
+                    MAX_THREADS);
+    return FLUTE_OK;
+}
+
+static int load_file(flute_model *model, const char *path, const flute_model_options *options,
+                     flute_error *err) {
+    model->path = strdup(path);
+    if (!model->path) return fail_memory(err, strlen(path) + 1, "a file name");
+    int code = file_map_open(&model->map, path, err);
+    if (!code) code = flt_parse(&model->file, model->map.data, model->map.size, path, err);
+    if (!code && !options->no_verify) code = flt_verify(&model->file, model->pool, path, err);
+    if (!code && model->file.tokenizer != TOKENIZER_NONE)
+        code = tokenizer_create(&model->tok, model->file.tokenizer, model->file.tokenizer_blob,
+                                model->file.tokenizer_size, path, err);
+    model->end_of_turn = code ? -1 : chat_end_of_turn(model->file.arch.chat, model->tok);
+    return code;
+}
+
+static int place_weights(flute_model *model, flute_error *err) {
+    const arch *a = &model->file.arch;
+    const int n_tensors = arch_n_tensors(a);
+    model->tensors = calloc((size_t)n_tensors, sizeof *model->tensors);
+    if (!model->tensors) return fail_memory(err, (size_t)n_tensors * sizeof *model->tensors, "tensors");
+    for (; model->n_tensors < n_tensors; model->n_tensors++) {
+        const weight *host = &model->file.tensors[model->n_tensors];
+        if (!host->data) continue;
+        int code = model->be->ops->weight_place(model->be, host, &model->tensors[model->n_tensors], err);
+        if (code) return code;
+    }
+    model->weights.tensors = model->tensors;
+    for (int i = 0; i < a->n_ropes; i++) {
+        const size_t bytes = (size_t)(a->head_dim / 2) * sizeof(float);
+        model->weights.inv_freq[i] = malloc(bytes);
+        if (!model->weights.inv_freq[i]) return fail_memory(err, bytes, "rotary frequencies");
+        rope_inv_freq(&a->rope[i], a->head_dim, model->weights.inv_freq[i]);
+    }
+    return FLUTE_OK;
+}
+
+// Weights of a tensor without padding rows.
+static uint64_t count_parameters(const arch_tensor *tensor) {
+    if (tensor->n_sources == 0) return (uint64_t)tensor->n_rows * (uint64_t)tensor->n_cols;
+    uint64_t rows = 0;
+    for (int i = 0; i < tensor->n_sources; i++) rows += (uint64_t)tensor->sources[i].n_rows;
+    return rows * (uint64_t)tensor->n_cols;
+}
+
+static void describe(flute_model *model) {
+    const arch *a = &model->file.arch;
+    const backend_ops *ops = model->be->ops;
+    const weight *projection = &model->file.tensors[arch_layer_tensor(0, SLOT_QKV)];
+    kernel_dims dims;
+    arch_kernel_dims(a, 1, 1, &dims);
+    snprintf(model->device_line, sizeof model->device_line, "%s: %s", model->device->name,
+             ops->describe(model->be));
+    flute_model_info *info = &model->info;
+    *info = (flute_model_info){
+        .name = model->file.name,
+        .architecture = a->name,
+        .weights = weight_type_name(projection->type),
+        .device = model->device_line,
+        .group_size = projection->group_size,
+        .n_layers = a->n_layers,
+        .hidden = a->hidden,
+        .n_heads = a->n_heads,
+        .n_kv_heads = a->n_kv_heads,
+        .head_dim = a->head_dim,
+        .n_ff = a->n_ff,
+        .n_vocab = a->n_vocab,
+        .max_context = a->max_context,
+        .kv_token_bytes = ops->kv_bytes(model->be, &dims, 1),
+        .has_tokenizer = model->tok != NULL,
+    };
+    for (int i = 0; i < model->n_tensors; i++) {
+        const weight *w = &model->file.tensors[i];
+        arch_tensor tensor;
+        arch_tensor_at(a, i, &tensor);
+        if (!w->data) continue;
+        info->n_parameters += count_parameters(&tensor);
+        info->weight_bytes += w->size;
+        // Of an embedding that is not the head, too, a token reads one row: next to nothing.
+        if (i != TENSOR_EMBEDDING || a->tied) info->decode_bytes += w->size;
+    }
+}
+
+int flute_model_open(flute_model **out, const char *path, const flute_model_options *options,
+                     flute_error *err) {
+    static const flute_model_options defaults = {0};
+    if (!options) options = &defaults;
+    *out = NULL;
+    int code = check_options(options, err);
+    if (code) return code;
+    flute_model *model = calloc(1, sizeof *model);
+    if (!model) return fail_memory(err, sizeof *model, "a model");
+    pthread_mutex_init(&model->lock, NULL);
+
+    model->pool = threads_create(options->n_threads, err);
+    code = model->pool ? FLUTE_OK : FLUTE_ENOMEM;
+    if (!code) code = create_backend(model, options, err);
+    if (!code) code = load_file(model, path, options, err);
+    if (!code) code = place_weights(model, err);
+    if (code) {
+        flute_model_free(model);
+        return code;
+    }
+    kernel_dims dims;
+    arch_kernel_dims(&model->file.arch, 1, 1, &dims);
+    kv_cache_init(&model->cache, model->be, &dims);
+    step_init(&model->step, &model->file.arch, &model->weights, model->be);
+    describe(model);
+    *out = model;
+    return FLUTE_OK;
+}
+
+void flute_model_free(flute_model *model) {
+    if (!model) return;
+    step_free(&model->step);
+    kv_cache_free(&model->cache);
+    for (int i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i].data) model->be->ops->weight_release(model->be, &model->tensors[i]);
+    free(model->tensors);
+    for (int i = 0; i < 2; i++) free(model->weights.inv_freq[i]);
+    tokenizer_free(model->tok);
+    flt_free(&model->file);
+    file_map_close(&model->map);
+    if (model->be) model->be->ops->free(model->be);
+    threads_free(model->pool);
+    pthread_mutex_destroy(&model->lock);
+    free(model->path);
+    free(model);
+}
+
+void flute_model_get_info(const flute_model *model, flute_model_info *info) {
+    *info = model->info;
+}
+
+double flute_model_measure_bandwidth(flute_model *model) {
+    pthread_mutex_lock(&model->lock);
+    const double bandwidth = model->be->ops->read_bandwidth(model->be);
+    pthread_mutex_unlock(&model->lock);
+    return bandwidth;
+}

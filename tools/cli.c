@@ -1,0 +1,193 @@
+#include "tools/cli.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/base/fail.h"
+#include "engine/base/file.h"
+
+int cli_parse_int(const char *option, const char *text, int64_t min, int64_t max, int64_t *out,
+                  flute_error *err) {
+    char *end;
+    errno = 0;
+    const long long value = strtoll(text, &end, 10);
+    if (errno || end == text || *end || value < min || value > max)
+        return fail(err, FLUTE_EINVAL, "%s: '%s' is not a whole number from %lld to %lld", option, text,
+                    (long long)min, (long long)max);
+    *out = value;
+    return FLUTE_OK;
+}
+
+int cli_parse_float(const char *option, const char *text, double min, double max, float *out,
+                    flute_error *err) {
+    char *end;
+    const double value = strtod(text, &end);
+    if (end == text || *end || !(value >= min && value <= max))
+        return fail(err, FLUTE_EINVAL, "%s: '%s' is not a number from %g to %g", option, text, min, max);
+    *out = (float)value;
+    return FLUTE_OK;
+}
+
+int cli_parse_u64(const char *option, const char *text, uint64_t *out, flute_error *err) {
+    char *end;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    if (errno || end == text || *end || text[strspn(text, " \t\n")] == '-')
+        return fail(err, FLUTE_EINVAL, "%s: '%s' is not a whole number from 0 to %llu", option, text,
+                    (unsigned long long)UINT64_MAX);
+    *out = value;
+    return FLUTE_OK;
+}
+
+int cli_parse_name(const char *option, const char *text, const char *const *names, int *out,
+                   flute_error *err) {
+    char list[128] = "";
+    for (int i = 0; names[i]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *out = i;
+            return FLUTE_OK;
+        }
+        const size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", names[i]);
+    }
+    return fail(err, FLUTE_EINVAL, "%s: '%s' is none of %s", option, text, list);
+}
+
+int cli_parse_device(const char *text, flute_device *out, flute_error *err) {
+    static const char *const names[] = {"auto", "cpu", "cuda", NULL};
+    int index;
+    int code = cli_parse_name("--device", text, names, &index, err);
+    if (!code) *out = (flute_device)index;
+    return code;
+}
+
+int cli_parse_kernels(const char *text, flute_kernels *out, flute_error *err) {
+    static const char *const names[] = {"auto", "ref", NULL};
+    int index;
+    int code = cli_parse_name("--kernels", text, names, &index, err);
+    if (!code) *out = (flute_kernels)index;
+    return code;
+}
+
+int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n, flute_error *err) {
+    size_t capacity = 1;
+    for (const char *at = text; *at; at++) capacity += *at == ',';
+    int32_t *list = malloc(capacity * sizeof *list);
+    if (!list) return fail_memory(err, capacity * sizeof *list, "token ids");
+    size_t count = 0;
+    for (const char *at = text;; at++) {
+        char *end;
+        errno = 0;
+        const long value = strtol(at, &end, 10);
+        if (errno || end == at || (*end && *end != ',') || value < 0 || value > INT32_MAX) {
+            free(list);
+            return fail(err, FLUTE_EINVAL, "%s: number %zu of the list is not a token id; write 1,2,3",
+                        option, count);
+        }
+        list[count++] = (int32_t)value;
+        at = end;
+        if (!*at) break;
+    }
+    *ids = list;
+    *n = count;
+    return FLUTE_OK;
+}
+
+#define DEFAULT_MODEL "docs-llama2-q4.flt"
+
+int cli_default_model(char *path, size_t size, flute_error *err) {
+    char folder[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", folder, sizeof folder - 1);
+    if (length > 0) {
+        folder[length] = 0;
+        *strrchr(folder, '/') = 0;
+        static const char *const places[] = {"../models", "../share/flute"};
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            const int n = snprintf(path, size, "%s/%s/" DEFAULT_MODEL, folder, places[i]);
+            if (n > 0 && (size_t)n < size && access(path, F_OK) == 0) return FLUTE_OK;
+        }
+    }
+    snprintf(path, size, "%s/" DEFAULT_MODEL, FLUTE_DATADIR);
+    if (access(path, F_OK) == 0) return FLUTE_OK;
+    return fail(err, FLUTE_EIO, "%s: the default model is not there; choose one with -m FILE", path);
+}
+
+int cli_fail(const char *tool, const flute_error *err, bool usage) {
+    fprintf(stderr, "%s: ", tool);
+    cli_put_text(stderr, err->message, strlen(err->message), isatty(STDERR_FILENO));
+    fprintf(stderr, "%s%s%s\n", usage ? "; see " : "", usage ? tool : "", usage ? " --help" : "");
+    return usage ? CLI_USAGE : CLI_FAILED;
+}
+
+static int read_stdin(char **text, size_t *size, flute_error *err) {
+    size_t capacity = 1 << 16, used = 0;
+    char *buffer = malloc(capacity);
+    while (buffer) {
+        used += fread(buffer + used, 1, capacity - used - 1, stdin);
+        if (used < capacity - 1) break;
+        capacity *= 2;
+        char *larger = realloc(buffer, capacity);
+        if (!larger) free(buffer);
+        buffer = larger;
+    }
+    if (!buffer) return fail_memory(err, capacity, "standard input");
+    if (ferror(stdin)) {
+        free(buffer);
+        return fail(err, FLUTE_EIO, "standard input: %s", strerror(errno));
+    }
+    buffer[used] = 0;
+    *text = buffer;
+    *size = used;
+    return FLUTE_OK;
+}
+
+int cli_read_text(const char *path, char **text, size_t *size, flute_error *err) {
+    return strcmp(path, "-") == 0 ? read_stdin(text, size, err) : file_read(path, text, size, err);
+}
+
+void cli_put_text(FILE *out, const char *text, size_t size, bool safe) {
+    if (!safe) {
+        fwrite(text, 1, size, out);
+        return;
+    }
+    const unsigned char *at = (const unsigned char *)text, *end = at + size;
+    for (; at < end; at++) {
+        if ((*at < 0x20 && *at != '\n' && *at != '\t') || *at == 0x7f) {
+            putc('^', out);
+            putc(*at ^ 0x40, out);
+        } else if (*at == 0xc2 && at + 1 < end && at[1] < 0xa0) { // C1: 0x9b alone starts an escape sequence
+            fprintf(out, "\\u%04x", at[1]);
+            at++;
+        } else {
+            putc(*at, out);
+        }
+    }
+}
+
+int cli_put_json(yyjson_mut_doc *doc, flute_error *err) {
+    char *text = yyjson_mut_write(doc, YYJSON_WRITE_NOFLAG, NULL);
+    if (!text) return fail(err, FLUTE_ENOMEM, "out of memory for the JSON output");
+    puts(text);
+    free(text);
+    return cli_flush(err);
+}
+
+int cli_flush(flute_error *err) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return FLUTE_OK;
+    return fail(err, FLUTE_EIO, "standard output: %s", errno ? strerror(errno) : "cannot write");
+}
+
+void cli_default_sigpipe(void) {
+    signal(SIGPIPE, SIG_DFL);
+}
+
+double cli_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}

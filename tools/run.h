@@ -1,0 +1,32 @@
+// The parts of flute-run.
+#ifndef FLUTE_RUN_H
+#define FLUTE_RUN_H
+
+#include "tools/generate.h"
+
+enum { RUN_MAX_STOPS = 32 };
+
+typedef struct run_options {
+    const char *model_path; // NULL: the default model
+    flute_model_options model;
+    const char *prompt;      // -p; "-": standard input
+    const char *prompt_file; // -f
+    const char *prompt_ids;  // --prompt-ids
+    const char *logits_out;
+    const char *system;
+    const char *stops[RUN_MAX_STOPS];
+    int n_stops;
+    flute_sampling sampling;
+    int64_t context;    // 0: not given
+    int64_t max_tokens; // -1: no limit
+    bool has_max_tokens, has_seed, greedy;
+    bool ignore_eos, chat, json, verbose;
+} run_options;
+
+// Parses the command line. *done is set when --help or --version has answered it.
+int run_parse_options(run_options *options, int argc, char **argv, bool *done, flute_error *err);
+
+// Holds a conversation on standard input and output; first_message, unless NULL, opens it.
+int run_chat(generator *g, const run_options *options, const char *first_message, flute_error *err);
+
+#endif
