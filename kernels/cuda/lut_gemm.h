@@ -1,0 +1,62 @@
+// y = x · Wᵀ on an NVIDIA GPU, for a quantized weight W in the packed order of kernels/layout.h.
+#ifndef FLUTE_CUDA_LUT_GEMM_H
+#define FLUTE_CUDA_LUT_GEMM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/base/error.h"
+#include "kernels/weight.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st; // cudaStream_t
+
+// What the launcher needs to know of a device.
+typedef struct lut_device {
+    int ordinal;
+    int n_sms;
+} lut_device;
+
+// Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, or the
+// driver is too old; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
+int lut_device_open(lut_device *out, flute_error *err);
+
+// What happens to a sum before it is stored. n is the row of W, m the token.
+typedef enum lut_epilogue {
+    LUT_STORE_F32,  // y[m][n] = sum, float
+    LUT_STORE_BF16, // y[m][n] = sum, bf16
+    LUT_ADD_F32,    // y[m][n] += sum, float: the residual stream
+    LUT_SILU_MUL,   // W in ROWS_GATE_UP order: y[m][c] = silu(gate sum) · up sum, bf16, N / 2 channels
+    LUT_GELU_MUL,   // the same with GELU in its tanh form
+} lut_epilogue;
+
+typedef struct lut_gemm_args {
+    const weight *w;  // quantized; data in device memory, 16-byte aligned, layout_matrix_bytes
+    const void *x;    // (n_tokens, w->n_cols) bf16, device memory, 16-byte aligned
+    int64_t x_stride; // elements from row to row, a multiple of 8
+    int64_t n_tokens; // at least 1
+    void *y;          // (n_tokens, N or N / 2), device memory; must not overlap x
+    int64_t y_stride; // elements from row to row
+    lut_epilogue epilogue;
+    // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
+    // dependent launch). W must then not be written by that kernel; x and y may.
+    bool overlap;
+} lut_gemm_args;
+
+// Queues the product on the stream; may be captured into a graph. Deterministic: the same call gives
+// the same bits. FLUTE_EINVAL: an argument that
+// the comments above forbid; FLUTE_EDEVICE: the launch failed.
+int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
+             flute_error *err);
+
+// Read bandwidth of the device in GB/s, measured over 2 GiB; what every figure is compared with. A negative
+// error code when memory is short.
+double lut_read_bandwidth(flute_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

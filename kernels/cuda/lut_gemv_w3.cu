@@ -1,0 +1,4 @@
+// The 3-bit kernels of lut_gemv.cuh.
+#include "kernels/cuda/lut_gemv.cuh"
+
+LUT_GEMV_INSTANTIATE(3)

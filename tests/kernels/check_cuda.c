@@ -1,0 +1,288 @@
+// The GPU's LUT-GEMM against the scalar definition of kernels/layout.h, in double: every width, group size
+// and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
+// and the same bits twice. Prints TAP, whose plan says SKIP where there is no device.
+//
+//     check_cuda [SEED [TYPE [TOKENS]]]     (0: all numbers of tokens)
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/lut_gemm.h"
+#include "kernels/layout.h"
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) { // xorshift64* (Vigna 2016)
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
+}
+
+static int random_below(int n) {
+    return (int)((uint64_t)random_bits() * (uint64_t)n >> 32);
+}
+
+static float random_float(void) { // in [−1, 1)
+    return (float)(int32_t)random_bits() * 0x1p-31f;
+}
+
+static void check(cudaError_t code, const char *what) {
+    if (code == cudaSuccess) return;
+    printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
+    exit(1);
+}
+
+static void *host_memory(size_t size) {
+    void *memory = malloc(size > 0 ? size : 1);
+    if (!memory) {
+        printf("Bail out! out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+typedef struct device_buffer {
+    void *data;
+    size_t size;
+} device_buffer;
+
+// The buffer grows as needed; contents are lost.
+static void *device_memory(device_buffer *buffer, size_t size) {
+    if (buffer->size < size) {
+        cudaFree(buffer->data);
+        check(cudaMalloc(&buffer->data, size), "cudaMalloc");
+        buffer->size = size;
+    }
+    return buffer->data;
+}
+
+typedef struct check_case {
+    weight w; // data on the host
+    int n_tokens;
+    int64_t x_stride, y_stride;
+    lut_epilogue epilogue;
+    bool overlap;
+    bf16 *x;
+} check_case;
+
+enum { POISON = 0xff }; // NaN in every format
+enum { Y_PADDING = 3 }; // elements behind each row of y that nobody may touch
+
+static bool is_gate_up(const check_case *c) {
+    return c->epilogue == LUT_SILU_MUL || c->epilogue == LUT_GELU_MUL;
+}
+
+static bool is_bf16(const check_case *c) {
+    return c->epilogue != LUT_STORE_F32 && c->epilogue != LUT_ADD_F32;
+}
+
+static double residual_at(int64_t i) { // what LUT_ADD_F32 finds in y
+    return (double)(i % 17) * 0.25 - 2.0;
+}
+
+static check_case case_random(weight_type type, int group_size, int n_tokens, int64_t n_rows,
+                              int64_t n_cols) {
+    check_case c = {.n_tokens = n_tokens, .overlap = random_bits() & 1};
+    c.epilogue = (lut_epilogue)random_below(LUT_GELU_MUL + 1);
+    if (is_gate_up(&c)) n_rows = round_up(n_rows, 16);
+    c.w = (weight){.type = type, .group_size = group_size, .n_rows = n_rows, .n_cols = n_cols};
+    c.w.size = layout_matrix_bytes(type, n_rows, n_cols, group_size);
+    uint8_t *data = host_memory(c.w.size);
+    const int64_t n_panels = layout_padded_rows(n_rows) / PANEL_ROWS;
+    layout_random_panels(type, n_cols, group_size, 0, n_panels, random_bits(), 0.02f, data);
+    c.w.data = data;
+    if (type != WEIGHT_INT8)
+        for (int i = 0; i < 1 << weight_type_bits(type); i++) c.w.table[i] = bf16_from_float(random_float());
+    c.x_stride = n_cols + 8 * random_below(3);
+    c.y_stride = n_rows / (is_gate_up(&c) ? 2 : 1) + Y_PADDING;
+    c.x = host_memory((size_t)(n_tokens * c.x_stride) * sizeof *c.x);
+    for (int64_t i = 0; i < n_tokens * c.x_stride; i++)
+        c.x[i] = i % c.x_stride < n_cols ? bf16_from_float(random_float()) : 0x7fc0; // NaN between the rows
+    return c;
+}
+
+static void case_free(check_case *c) {
+    free((void *)c->w.data);
+    free(c->x);
+}
+
+// Runs the case on the device; y: what the rows look like afterwards, as bytes.
+static int case_run(const lut_device *device, const check_case *c, uint8_t *y, size_t y_size,
+                    flute_error *err) {
+    static device_buffer w_buffer, x_buffer, y_buffer;
+    weight placed = c->w;
+    const size_t x_size = (size_t)(c->n_tokens * c->x_stride) * sizeof *c->x;
+    placed.data = device_memory(&w_buffer, c->w.size);
+    check(cudaMemcpy(w_buffer.data, c->w.data, c->w.size, cudaMemcpyHostToDevice), "copy of the weight");
+    device_memory(&x_buffer, x_size);
+    check(cudaMemcpy(x_buffer.data, c->x, x_size, cudaMemcpyHostToDevice), "copy of the activations");
+    device_memory(&y_buffer, y_size);
+    memset(y, POISON, y_size);
+    if (c->epilogue == LUT_ADD_F32)
+        for (int64_t m = 0; m < c->n_tokens; m++)
+            for (int64_t n = 0; n < c->w.n_rows; n++)
+                ((float *)(void *)y)[m * c->y_stride + n] = (float)residual_at(m * c->y_stride + n);
+    check(cudaMemcpy(y_buffer.data, y, y_size, cudaMemcpyHostToDevice), "copy of the output");
+    const lut_gemm_args args = {.w = &placed,
+                                .x = x_buffer.data,
+                                .x_stride = c->x_stride,
+                                .n_tokens = c->n_tokens,
+                                .y = y_buffer.data,
+                                .y_stride = c->y_stride,
+                                .epilogue = c->epilogue,
+                                .overlap = c->overlap};
+    const int code = lut_gemm(device, &args, NULL, err);
+    check(cudaDeviceSynchronize(), "lut_gemm");
+    check(cudaMemcpy(y, y_buffer.data, y_size, cudaMemcpyDeviceToHost), "copy of the result");
+    return code;
+}
+
+// The sum of one row and token, and the sum of the sizes of its terms.
+static double dot(const check_case *c, const float *row, int64_t token, double *size) {
+    double sum = 0;
+    *size = 0;
+    for (int64_t k = 0; k < c->w.n_cols; k++) {
+        const double term = (double)row[k] * bf16_to_float(c->x[token * c->x_stride + k]);
+        sum += term, *size += fabs(term);
+    }
+    return sum;
+}
+
+static double gate_function(const check_case *c, double gate) {
+    if (c->epilogue == LUT_SILU_MUL) return gate / (1 + exp(-gate));
+    return 0.5 * gate * (1 + tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)));
+}
+
+// Compares one output element; returns its error in units of what is allowed.
+static double element_error(const check_case *c, const uint8_t *y, int64_t token, int64_t channel,
+                            const float *row, const float *row_up) {
+    const int64_t at = token * c->y_stride + channel;
+    double size, size_up = 0, expected = dot(c, row, token, &size);
+    double allowed = 1e-6 * size; // fp32 sums of exact products
+    if (is_gate_up(c)) {
+        const double up = dot(c, row_up, token, &size_up), gate = expected;
+        expected = gate_function(c, gate) * up;
+        allowed = 2e-6 * (size * fabs(up) + size_up * (fabs(gate) + 1)); // |act'| < 1.13; __expf: 2 ulp
+    }
+    if (c->epilogue == LUT_ADD_F32) expected += (double)(float)residual_at(at);
+    const double got = is_bf16(c) ? (double)bf16_to_float(((const bf16 *)(const void *)y)[at])
+                                  : (double)((const float *)(const void *)y)[at];
+    if (is_bf16(c)) allowed += fabs(expected) * 0x1p-8;
+    allowed += fabs(expected) * 1e-6 + 1e-30;
+    return isfinite(got) ? fabs(got - expected) / allowed : INFINITY;
+}
+
+// The largest error over rows, all of them or a sample; at most 1 is right.
+static double case_error(const check_case *c, const uint8_t *y) {
+    const int64_t channels = c->w.n_rows / (is_gate_up(c) ? 2 : 1);
+    const double work = (double)channels * (double)c->w.n_cols * c->n_tokens;
+    const int64_t wanted = work < 5e6 ? channels : (int64_t)(5e6 / ((double)c->w.n_cols * c->n_tokens)) + 1;
+    float *row = host_memory((size_t)c->w.n_cols * 2 * sizeof *row), *row_up = row + c->w.n_cols;
+    double worst = 0;
+    for (int64_t i = 0; i < wanted; i++) {
+        const int64_t channel = wanted == channels ? i : random_below((int)channels);
+        const int64_t first = is_gate_up(c) ? channel / 8 * 16 + channel % 8 : channel;
+        weight_row(&c->w, first, row);
+        if (is_gate_up(c)) weight_row(&c->w, first + 8, row_up);
+        for (int64_t token = 0; token < c->n_tokens; token++)
+            worst = fmax(worst, element_error(c, y, token, channel, row, row_up));
+    }
+    free(row);
+    return worst;
+}
+
+// Whether the bytes between the rows of y are still poisoned.
+static bool case_gaps_untouched(const check_case *c, const uint8_t *y) {
+    const size_t element = is_bf16(c) ? 2 : 4;
+    for (int64_t token = 0; token < c->n_tokens; token++) {
+        const uint8_t *gap = y + (size_t)((token + 1) * c->y_stride - Y_PADDING) * element;
+        for (size_t i = 0; i < Y_PADDING * element; i++)
+            if (gap[i] != POISON) return false;
+    }
+    return true;
+}
+
+// Runs a case twice; prints what is wrong with it.
+static bool case_check(const lut_device *device, check_case *c) {
+    const size_t y_size = (size_t)(c->n_tokens * c->y_stride) * (is_bf16(c) ? 2 : 4);
+    uint8_t *y = host_memory(y_size), *again = host_memory(y_size);
+    flute_error err = {0};
+    const char *wrong = NULL;
+    double error = 0;
+    if (case_run(device, c, y, y_size, &err) != FLUTE_OK ||
+        case_run(device, c, again, y_size, &err) != FLUTE_OK)
+        wrong = err.message;
+    else if (memcmp(y, again, y_size) != 0)
+        wrong = "two runs differ";
+    else if (!case_gaps_untouched(c, y))
+        wrong = "wrote outside its rows";
+    else if ((error = case_error(c, y)) > 1)
+        wrong = "wrong sums";
+    if (wrong)
+        printf("# %s g%d N=%lld K=%lld M=%d epilogue %d%s: %s (error %.3g times the allowed)\n",
+               weight_type_name(c->w.type), c->w.group_size, (long long)c->w.n_rows, (long long)c->w.n_cols,
+               c->n_tokens, c->epilogue, c->overlap ? " overlapped" : "", wrong, error);
+    free(y);
+    free(again);
+    return !wrong;
+}
+
+// Ragged shapes, more of the small ones: N from 1, K from one group; and now and then one with several panels
+// for every block of threads.
+static void random_shape(int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
+    const int kind = random_below(8);
+    *n_rows = kind < 4   ? 1 + random_below(100)
+              : kind < 7 ? 1 + random_below(3000)
+                         : 4200 + random_below(9000);
+    *n_cols = group_size * (1 + random_below((kind < 4 ? 9000 : 3000) / group_size));
+    if (n_tokens > 32 && *n_rows > 500) *n_rows %= 500;
+    if (*n_rows == 0) *n_rows = 1;
+}
+
+static const weight_type types[] = {WEIGHT_LUT2, WEIGHT_LUT3, WEIGHT_LUT4, WEIGHT_INT8};
+static const int tokens_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 128, 300};
+enum { N_TYPES = 4, N_TOKENS = sizeof tokens_of / sizeof tokens_of[0], SHAPES = 3 };
+
+int main(int argc, char **argv) {
+    lut_device device;
+    flute_error err = {0};
+    int n_devices = 0, failed = 0;
+    if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
+        printf("1..0 # SKIP no CUDA device\n");
+        return 0;
+    }
+    if (lut_device_open(&device, &err) != FLUTE_OK) {
+        printf("1..0 # SKIP %s\n", err.message);
+        return 0;
+    }
+    const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261124;
+    random_state = seed * 2 + 1;
+    printf("1..%d\n# seed %llu\n", N_TYPES * N_TOKENS, (unsigned long long)seed);
+    const int only_type = argc > 2 ? weight_type_parse(argv[2]) : -1,
+              only_tokens = argc > 3 ? atoi(argv[3]) : 0;
+    for (int t = 0; t < N_TYPES; t++)
+        for (int m = 0; m < N_TOKENS; m++) {
+            bool good = true;
+            if ((only_type >= 0 && (int)types[t] != only_type) ||
+                (only_tokens > 0 && tokens_of[m] != only_tokens)) {
+                printf("ok %d # SKIP not asked for\n", t * N_TOKENS + m + 1);
+                continue;
+            }
+            for (int group_size = 32; group_size <= 256; group_size *= 2)
+                for (int i = 0; i < SHAPES; i++) {
+                    int64_t n_rows, n_cols;
+                    random_shape(group_size, tokens_of[m], &n_rows, &n_cols);
+                    check_case c = case_random(types[t], group_size, tokens_of[m], n_rows, n_cols);
+                    good = case_check(&device, &c) && good;
+                    case_free(&c);
+                }
+            printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * N_TOKENS + m + 1,
+                   weight_type_name(types[t]), tokens_of[m]);
+            fflush(stdout);
+            failed += !good;
+        }
+    return failed > 0;
+}
