@@ -6,6 +6,7 @@
 
 #include "engine/base/fail.h"
 #include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/lut_kernels.h"
 #include "kernels/layout.h"
 
@@ -177,17 +178,11 @@ static int launch(const lut_device *device, const lut_gemm_args *args, int64_t f
         plan_gemv(device, w, &p);
     else
         plan_tile(device, w, &p);
-    cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = (unsigned)((p.n_panels + p.cta_panels - 1) / p.cta_panels);
-    config.blockDim = ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32;
-    config.dynamicSmemBytes = (size_t)(p.ring_at + p.stages * p.stage_bytes);
-    config.stream = stream;
-    config.attrs = &attribute, config.numAttrs = args->overlap;
     const cudaError_t code =
-        cudaLaunchKernelEx(&config, pick_kernel(weight_type_bits(w->type), w->group_size, n_tokens), p);
+        cuda_launch(pick_kernel(weight_type_bits(w->type), w->group_size, n_tokens),
+                    dim3((unsigned)((p.n_panels + p.cta_panels - 1) / p.cta_panels)),
+                    ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32,
+                    (size_t)(p.ring_at + p.stages * p.stage_bytes), stream, args->overlap, p);
     return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
 }
 
