@@ -126,6 +126,7 @@ double sample_uniform(uint64_t seed, uint64_t position);
 // What a backend implements. All functions take the backend or a state that it made.
 typedef struct backend_ops {
     const char *name; // "cpu", "ref", "cuda"
+    int batch_rows;   // rows of a forward step that prefill well
 
     void (*free)(backend *be);
     // One line on the device ("AMD EPYC, 2 threads, AVX-512 BF16"); static or owned by the backend.

@@ -44,6 +44,11 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
     return v;
 }
 
+// Brings the line of this address to L2; no value is read.
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
@@ -106,6 +111,16 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
 // Arrives when this thread's copy_activations so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Groups of copy_activations: everything since the last commit is one; waits until at most N groups are under
+// way.
+__device__ __forceinline__ void copies_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // Lets the next kernel of the stream start as soon as there is room for it.

@@ -1,0 +1,140 @@
+// The verbs of a collected step as kernels on the stream.
+#include <cuda_runtime.h>
+
+#include "engine/base/fail.h"
+#include "kernels/cuda/state.h"
+
+static const int32_t *input32(const backend_state *state, size_t place) {
+    return (const int32_t *)(state->inputs + place);
+}
+
+static int check(flute_error *err, cudaError_t code, const char *what) {
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, what);
+}
+
+static cuda_rows rows_of(const backend_state *state, int layer) {
+    const kernel_dims *dims = &state->dims;
+    const step_shape *shape = &state->shape;
+    cuda_rows rows = {};
+    rows.n_rows = shape->n_rows;
+    rows.positions = input32(state, state->places.positions);
+    rows.sequences = input32(state, state->places.sequences);
+    rows.tables = input32(state, state->places.tables), rows.max_blocks = shape->max_blocks;
+    rows.n_heads = dims->n_heads, rows.n_kv_heads = dims->n_kv_heads, rows.head_dim = dims->head_dim;
+    rows.block_tokens = shape->block_tokens, rows.tile_tokens = cuda_tile_tokens(shape->block_tokens);
+    rows.block_stride = cuda_block_stride(dims, shape->block_tokens);
+    rows.cache =
+        (bf16 *)shape->cache + (int64_t)layer * dims->n_kv_heads * 2 * dims->head_dim * rows.tile_tokens;
+    return rows;
+}
+
+static int multiply(const backend_state *state, const weight *w, const bf16 *x, int64_t x_stride, int n_rows,
+                    void *y, int64_t y_stride, lut_epilogue epilogue, flute_error *err) {
+    lut_gemm_args args = {};
+    args.w = w, args.x = x, args.x_stride = x_stride, args.n_tokens = n_rows;
+    args.y = y, args.y_stride = y_stride, args.epilogue = epilogue, args.overlap = true;
+    return product(&state->be->device, &state->scratch, &args, err);
+}
+
+static int norm(const backend_state *state, const norm_args *args, const int32_t *rows, int n_rows,
+                flute_error *err) {
+    return check(err,
+                 cuda_rms_norm(args, state->x, rows, n_rows, state->dims.hidden, state->normed,
+                               state->dims.hidden, state->be->device.stream),
+                 "a norm");
+}
+
+static int queue_qkv(const backend_state *state, const step_op *op, flute_error *err) {
+    const cuda_rows rows = rows_of(state, op->layer);
+    int code = norm(state, &op->norm, NULL, rows.n_rows, err);
+    if (!code)
+        code = multiply(state, op->weight, state->normed, state->dims.hidden, rows.n_rows, state->qkv,
+                        op->weight->n_rows, LUT_STORE_F32, err);
+    if (code) return code;
+    return check(err,
+                 cuda_rotate(&rows, state->qkv, &op->q_norm, &op->k_norm, op->inv_freq, op->scale, state->q,
+                             state->be->device.stream),
+                 "rotation");
+}
+
+static int queue_attend(const backend_state *state, const step_op *op, flute_error *err) {
+    const cuda_rows rows = rows_of(state, op->layer);
+    attention_args args = {};
+    args.rows = &rows, args.q = state->q, args.out = state->attn;
+    args.window = op->window, args.softcap = op->softcap;
+    if (state->shape.n_runs > 0) {
+        args.runs = (const attention_run *)(state->inputs + state->places.runs);
+        args.n_runs = state->shape.n_runs;
+    }
+    args.counters = state->counters, args.partials = state->partials,
+    args.n_sms = state->be->device.lut.n_sms;
+    return check(err, cuda_attention(&args, state->be->device.stream), "attention");
+}
+
+static int queue_project_add(const backend_state *state, const step_op *op, flute_error *err) {
+    const int n_rows = state->shape.n_rows, hidden = state->dims.hidden;
+    const bool attention = op->choice == PROJECT_ATTENTION;
+    const bf16 *x = attention ? state->attn : state->ff;
+    const int64_t stride = attention ? (int64_t)state->dims.n_heads * state->dims.head_dim : state->ff_stride;
+    if (!op->norm.weight)
+        return multiply(state, op->weight, x, stride, n_rows, state->x, hidden, LUT_ADD_F32, err);
+    const int code =
+        multiply(state, op->weight, x, stride, n_rows, state->product, hidden, LUT_STORE_F32, err);
+    if (code) return code;
+    return check(err,
+                 cuda_norm_add(&op->norm, state->product, n_rows, hidden, state->x, state->be->device.stream),
+                 "a norm");
+}
+
+static int queue_gate_up(const backend_state *state, const step_op *op, flute_error *err) {
+    const int code = norm(state, &op->norm, NULL, state->shape.n_rows, err);
+    if (code) return code;
+    return multiply(state, op->weight, state->normed, state->dims.hidden, state->shape.n_rows, state->ff,
+                    state->ff_stride, op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL, err);
+}
+
+static int queue_head(const backend_state *state, const step_op *op, flute_error *err) {
+    const int n_logits = state->shape.n_logits;
+    const int64_t n_vocab = state->dims.n_vocab;
+    int code = norm(state, &op->norm, input32(state, state->places.logits_rows), n_logits, err);
+    if (!code)
+        code = multiply(state, op->weight, state->normed, state->dims.hidden, n_logits, state->logits,
+                        n_vocab, LUT_STORE_F32, err);
+    if (code || op->softcap == 0) return code;
+    return check(err, cuda_softcap(state->logits, n_logits * n_vocab, op->softcap, state->be->device.stream),
+                 "the cap of logits");
+}
+
+static int queue_op(const backend_state *state, const step_op *op, flute_error *err) {
+    switch ((step_verb)op->verb) {
+    case VERB_EMBED:
+        return check(err,
+                     cuda_embed(op->weight, input32(state, state->places.ids), state->shape.n_rows, op->scale,
+                                state->x, state->be->device.stream),
+                     "embedding");
+    case VERB_QKV:
+        return queue_qkv(state, op, err);
+    case VERB_ATTEND:
+        return queue_attend(state, op, err);
+    case VERB_PROJECT_ADD:
+        return queue_project_add(state, op, err);
+    case VERB_GATE_UP:
+        return queue_gate_up(state, op, err);
+    case VERB_HEAD:
+        return queue_head(state, op, err);
+    }
+    return FLUTE_OK;
+}
+
+int cuda_queue_step(backend_state *state, flute_error *err) {
+    const step_shape *shape = &state->shape;
+    for (int i = 0; i < shape->n_ops; i++) {
+        const int code = queue_op(state, &state->ops[i], err);
+        if (code) return code;
+    }
+    if (!shape->sampled) return FLUTE_OK;
+    return cuda_sample(state->logits, state->dims.n_vocab, state->dims.n_vocab, shape->n_logits,
+                       (const cuda_sample_row *)(state->inputs + state->places.samples),
+                       input32(state, state->places.histories), state->sample_scratch, state->tokens, true,
+                       state->be->device.stream, err);
+}
