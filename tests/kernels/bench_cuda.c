@@ -1,8 +1,8 @@
 // Times the GPU's LUT-GEMM: microseconds and the share of the read bandwidth measured in the same run, next
 // to cuBLAS in bf16, for the shapes of the published models, and the chain of all projections of one token of
-// Llama-3-8B with its true dependencies. Exits with 77 where there is no device.
+// Llama-3-8B with its true dependencies; then the sampler. Exits with 77 where there is no device.
 //
-//     bench_cuda [TYPE...]      (lut4 lut3 lut2 int8; default the first three)
+//     bench_cuda [WHAT...]      (lut4 lut3 lut2 int8 sampler; default all but int8)
 //
 // Method: a CUDA graph of launches that rotate over 400 MB of weights, so that nothing comes from L2; the
 // host holds the stream back until the graph is queued; the median of 15 replays. Overlapped launches, as in
@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "kernels/cuda/lut_gemm.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/layout.h"
 
 enum { GROUP = 128, REPLAYS = 15, WARM_UP = 3, MIN_LAUNCHES = 16 };
@@ -220,6 +221,48 @@ static void bench_cublas(bench *b) {
     }
 }
 
+// The sampler on the vocabulary of Llama 3, with logits that spread like those of a model.
+static void bench_sampler(bench *b) {
+    enum { VOCAB = 128256, CALLS = 20, MAX_ROWS = 32 };
+    static const struct {
+        const char *name;
+        cuda_sample_row row;
+    } kinds[] = {{"greedy", {.top_p = 1}},
+                 {"all tokens", {.temperature = 1, .top_p = 1, .uniform = 0.7}},
+                 {"top-k 40, top-p .95", {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .uniform = 0.7}},
+                 {"top-p .95", {.temperature = 1, .top_p = 0.95f, .uniform = 0.7}}};
+    float *logits = b->y;
+    uint8_t *scratch = b->weights;
+    cuda_sample_row *rows = b->x, host_rows[MAX_ROWS];
+    int32_t *tokens = (int32_t *)(rows + MAX_ROWS);
+    float *host = malloc(VOCAB * sizeof *host);
+    if (!host) exit(1);
+    for (int i = 0; i < VOCAB; i++) {
+        host[i] = -24;
+        for (int k = 0; k < 12; k++) host[i] += 4 * (float)rand() / (float)RAND_MAX; // a deviation of 4
+    }
+    for (int i = 0; i < MAX_ROWS; i++)
+        check(cudaMemcpy(logits + (size_t)i * VOCAB, host, VOCAB * sizeof *host, cudaMemcpyHostToDevice),
+              "copy");
+    free(host);
+    printf("\nsampler, %d tokens%14s%14s%14s\n", VOCAB, "1 row", "8 rows", "32 rows");
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
+        printf("%-22s", kinds[kind].name);
+        for (int i = 0; i < MAX_ROWS; i++) host_rows[i] = kinds[kind].row;
+        check(cudaMemcpy(rows, host_rows, sizeof host_rows, cudaMemcpyHostToDevice), "copy");
+        for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows *= n_rows == 1 ? 8 : 4) {
+            flute_error err;
+            capture_begin(b);
+            for (int i = 0; i < CALLS; i++)
+                check_flute(cuda_sample(logits, VOCAB, VOCAB, n_rows, rows, NULL, scratch, tokens, true,
+                                        b->stream, &err),
+                            &err);
+            printf("%14.2f", capture_time(b) / CALLS);
+        }
+        printf("\n");
+    }
+}
+
 int main(int argc, char **argv) {
     bench b = {0};
     flute_error err = {0};
@@ -251,11 +294,16 @@ int main(int argc, char **argv) {
         bench_type(&b, WEIGHT_LUT4);
         bench_type(&b, WEIGHT_LUT3);
         bench_type(&b, WEIGHT_LUT2);
+        bench_sampler(&b);
     }
     for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "sampler") == 0) {
+            bench_sampler(&b);
+            continue;
+        }
         const int type = weight_type_parse(argv[i]);
         if (type < 0 || !weight_is_quantized((weight_type)type)) {
-            fprintf(stderr, "bench_cuda: %s is no quantized type; say lut2, lut3, lut4 or int8\n", argv[i]);
+            fprintf(stderr, "bench_cuda: %s is neither lut2, lut3, lut4, int8 nor sampler\n", argv[i]);
             return 2;
         }
         bench_type(&b, (weight_type)type);
