@@ -9,9 +9,6 @@
 
 #include "engine/base/fail.h"
 #include "engine/chat.h"
-#ifdef FLUTE_HAVE_CUDA
-#include "kernels/cuda/cuda.h"
-#endif
 
 enum { MAX_THREADS = 1024 };
 

@@ -9,7 +9,6 @@
 
 #include "engine/base/fail.h"
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/layout.h"
 

@@ -191,7 +191,7 @@ static int reserve_inputs(backend_state *state, size_t bytes, flute_error *err) 
 
 // One row for each sequence, and all of them wanted: the steps that repeat.
 static bool is_decode(const kernel_batch *batch) {
-    if (batch->n_rows != batch->n_sequences || batch->n_rows > MAX_GRAPH_ROWS) return false;
+    if (batch->n_rows > MAX_GRAPH_ROWS) return false;
     if (batch->n_logits != batch->n_rows && batch->n_logits != 0) return false;
     for (int row = 1; row < batch->n_rows; row++)
         if (batch->sequences[row] == batch->sequences[row - 1]) return false;
@@ -230,7 +230,7 @@ static void set_shape(backend_state *state, const kernel_batch *batch, const kv_
     shape->n_sequences = batch->n_sequences, shape->max_blocks = batch->max_blocks;
     // Of a bucket of rows, as many tables: the number of sequences must not distinguish the graphs of a
     // bucket.
-    if (decode) shape->n_sequences = shape->n_rows;
+    if (decode && shape->n_sequences < shape->n_rows) shape->n_sequences = shape->n_rows;
     shape->n_runs = decode ? 0 : cut_runs(state, batch, NULL);
     shape->block_tokens = pool->block_tokens, shape->cache = pool->data;
 }
