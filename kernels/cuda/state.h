@@ -22,7 +22,7 @@ typedef enum step_verb {
 // byte; there is no padding between them.
 typedef struct step_op {
     int32_t verb, layer; // a step_verb
-    const weight *weight;
+    const struct weight *weight;
     norm_args norm, q_norm, k_norm; // norm: of the input; of the product in VERB_PROJECT_ADD
     const float *inv_freq;          // device memory
     float scale, softcap;
