@@ -10,10 +10,11 @@
 // holds of S is what it needs as the A operand of P · V, and the tokens 8t … 8t + 7 of a channel are 16
 // adjacent bytes of the cache (elementwise.h).
 //
-// Decode: a block for each row, KV head and split of the context; four warps take its key tiles in turn,
-// straight from memory to registers. Blocks leave (max, sum, O) to the last of them that finishes, which adds
-// them up in order. Prefill: a block for each KV head and run of rows; four warps share the key tiles through
-// a ring in shared memory.
+// Decode: what rotates queries and appends to the cache is done here, too, which saves a kernel. A block for
+// each row, KV head and split of the context; four warps take its key tiles in turn, straight from memory to
+// registers. Blocks leave (max, sum, O) to the last of them that finishes, which adds them up in order.
+// Prefill: a block for each KV head and run of rows; four warps share the key tiles through a ring in shared
+// memory.
 //
 // Roofline on an H200: decode reads 4·head_dim bytes a token and KV head, 18.6 bytes a clock of an SM; 64 mma
 // of 1 to 2 clocks for 16 KB (head_dim 128) leave the tensor cores nearly idle. Prefill: 16 × 32 × head_dim
@@ -26,6 +27,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/rotate.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
@@ -33,7 +35,8 @@ enum { STAGES = 3 };
 
 struct attention_params {
     cuda_rows rows;
-    const uint16_t *q;
+    rotate_params rotation; // decode
+    const uint16_t *q;      // prefill
     uint16_t *out;
     int window, n_queries; // query heads of a KV head
     float softcap;
@@ -87,11 +90,6 @@ template <int D, bool EXACT> struct keys_of {
 // Which token of a tile column g of column tile q stands for.
 __device__ __forceinline__ int slot_of(int q, int g) {
     return g / 2 * 8 + q * 2 + g % 2;
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&pair;
 }
 
 __device__ __forceinline__ float cap_score(float s, float cap) {
@@ -168,8 +166,8 @@ __device__ __forceinline__ void multiply_values(float (&o)[4], const uint32_t (&
 __device__ __forceinline__ void pack_probabilities(const float (&s)[4][4], uint32_t (&p)[8]) {
 #pragma unroll
     for (int q = 0; q < 4; q++) {
-        p[q * 2] = pack_bf16(s[q][0], s[q][1]);
-        p[q * 2 + 1] = pack_bf16(s[q][2], s[q][3]);
+        p[q * 2] = to_bf16x2(s[q][0], s[q][1]);
+        p[q * 2 + 1] = to_bf16x2(s[q][2], s[q][3]);
     }
 }
 
@@ -292,7 +290,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
         const int head = i / head_dim, d = i % head_dim;
         const float3 c = combine(parts, WARPS, part, head_dim, head, d);
         if (n_splits == 1) {
-            out[i] = __bfloat16_as_ushort(__float2bfloat16_rn(c.z / c.y));
+            out[i] = to_bf16(c.z / c.y);
             continue;
         }
         mine[head * (head_dim + 2) + d] = c.z;
@@ -303,7 +301,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
     const float *all = p.partials + unit * p.n_splits * part;
     for (int i = threadIdx.x; i < n_rows * head_dim; i += THREADS) {
         const float3 c = combine(all, n_splits, part, head_dim, i / head_dim, i % head_dim);
-        out[i] = __bfloat16_as_ushort(__float2bfloat16_rn(c.z / c.y));
+        out[i] = to_bf16(c.z / c.y);
     }
 }
 
@@ -328,20 +326,26 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const split_tiles tiles(p, kv, position, blockIdx.x);
     if ((int)blockIdx.x >= tiles.n_splits) return dependency_wait();
     if (tiles.begin + warp < tiles.end) prefetch_tile(kv, tiles.begin + warp);
+    lane_rotation rotation;
+    rotation.turn(p.rotation.inv_freq, head_dim, position);
+    uint16_t *q_rows = (uint16_t *)smem; // (16, D); rows and channels that are not there are zero
+    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
+    __syncthreads();
     dependency_wait();
 
-    uint4 *q_rows = (uint4 *)smem; // (16, D) bf16; rows and channels that are not there are zero
-    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) {
-        const int r = i / (D / 8), channel = i % (D / 8) * 8;
-        q_rows[i] =
-            r < n_rows && channel < head_dim ? load_global4(p.q + at + r * head_dim + channel) : zero4();
+    const bool appends = (int)blockIdx.x == tiles.n_splits - 1; // the last split has this token's tile
+    for (int i = warp; i < n_rows + 2 * appends; i += WARPS) {
+        if (i < n_rows)
+            rotate_query(p.rotation, rotation, row, kv_head, group * TILE_ROWS + i, q_rows + i * D);
+        else
+            append_head(p.rotation, rotation, row, kv_head, position, i == n_rows);
     }
     __syncthreads();
     row_tile<D> rows;
     rows.clear();
     for (int tile = tiles.begin + warp; tile < tiles.end; tile += WARPS) {
         if (tile + WARPS < tiles.end) prefetch_tile(kv, tile + WARPS);
-        decode_tile(p, kv, tile, tiles.first, tiles.last, q_rows, rows);
+        decode_tile(p, kv, tile, tiles.first, tiles.last, (const uint4 *)q_rows, rows);
     }
     rows.finish_sums();
 
@@ -469,7 +473,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
         for (int j = 0; j < D / 8; j++)
             if (j * 8 < head_dim)
                 *(uint32_t *)(p.out + at[half] + j * 8 + t * 2) =
-                    pack_bf16(rows.o[j][half * 2] * factor, rows.o[j][half * 2 + 1] * factor);
+                    to_bf16x2(rows.o[j][half * 2] * factor, rows.o[j][half * 2 + 1] * factor);
     }
 }
 
@@ -559,16 +563,17 @@ size_t cuda_attention_partials_bytes(int n_rows, int n_heads, int n_kv_heads, in
 cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     const cuda_rows *rows = args->rows;
     attention_params p = {};
-    p.rows = *rows, p.q = args->q, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
+    p.rows = *rows, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
     const attention_kernels *k = kernels_for(rows->head_dim);
     if (args->runs) {
-        p.runs = args->runs, p.key_stride = key_stride(rows->head_dim),
+        p.runs = args->runs, p.q = args->q, p.key_stride = key_stride(rows->head_dim),
         p.stage_bytes = stage_bytes(rows->head_dim);
         return cuda_launch(is_exact(rows) ? k->exact_prefill : k->prefill,
                            dim3((unsigned)args->n_runs, (unsigned)rows->n_kv_heads), THREADS,
                            (size_t)(STAGES * p.stage_bytes), stream, true, p);
     }
+    p.rotation = describe_rotation(args->rotation);
     p.head_groups = head_groups(rows->n_heads, rows->n_kv_heads);
     const int units = rows->n_rows * rows->n_kv_heads * p.head_groups;
     p.n_splits = splits_for(units, args->n_sms);

@@ -15,15 +15,18 @@ typedef struct attention_run {
 
 typedef struct attention_args {
     const cuda_rows *rows;
-    const bf16 *q; // (n_rows, n_heads, head_dim), scaled
-    bf16 *out;     // (n_rows, n_heads, head_dim)
-    int window;    // as attend_args
+    bf16 *out;  // (n_rows, n_heads, head_dim)
+    int window; // as attend_args
     float softcap;
-    // Prefill: (n_runs) in device memory, each of at most cuda_attention_run_rows() rows. NULL: every row is
-    // a sequence of its own (decode).
+    // Prefill: (n_runs) in device memory, each of at most cuda_attention_run_rows() rows, and the queries,
+    // (n_rows, n_heads, head_dim), rotated and scaled; keys and values are in the cache.
     const attention_run *runs;
     int n_runs;
-    // Decode, device memory of the sizes below; counters are zeroed once before the first use.
+    const bf16 *q;
+    // Decode, runs == NULL: every row is a sequence of its own. The rotation is part of the kernel, and so is
+    // what it appends to the cache. Device memory of the sizes below; counters are zeroed once before the
+    // first use.
+    const rotate_args *rotation;
     uint32_t *counters;
     float *partials;
     int n_sms;

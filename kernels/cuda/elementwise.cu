@@ -9,25 +9,8 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/rotate.cuh"
 #include "kernels/layout.h"
-
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-    return v;
-}
-
-__device__ __forceinline__ uint16_t to_bf16(float v) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(v));
-}
-
-__device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
-    return to_bf16(low) | (uint32_t)to_bf16(high) << 16;
-}
-
-__device__ __forceinline__ float from_bf16(uint16_t v) {
-    return __uint_as_float((uint32_t)v << 16);
-}
 
 // ---- Single weights, by the definition of layout.h
 
@@ -264,93 +247,29 @@ cudaError_t cuda_norm_add(const norm_args *norm, const float *product, int n_row
 
 // ---- Rotation and the cache: a block for each row and KV head, a warp for each of its heads
 
-enum { MAX_PAIRS = 4 }; // rotary pairs of a lane: head_dim up to 256
-
-struct rotate_params {
-    cuda_rows rows;
-    const float *qkv, *q_weight, *k_weight, *inv_freq;
-    float q_eps, q_offset, k_eps, k_offset, q_scale;
-    uint16_t *q;
-};
-
-// The rotary pair c of a head: its places in stored order are eight apart.
-__device__ __forceinline__ int pair_place(int c) {
-    return c / 8 * 16 + c % 8;
-}
-
-// Norm and rotation of a q or k head in the registers of a warp: pair lane + 32 · i.
-__device__ __forceinline__ void rotate_head(const float *weight, float eps, float offset,
-                                            const float *inv_freq, int head_dim, int position,
-                                            float (&a)[MAX_PAIRS], float (&b)[MAX_PAIRS]) {
-    const int lane = threadIdx.x % WARP, half = head_dim / 2;
-    float factor = 1.0f;
-    if (weight) {
-        float squares = 0.0f;
-#pragma unroll
-        for (int i = 0; i < MAX_PAIRS; i++) squares += a[i] * a[i] + b[i] * b[i];
-        factor = 1.0f / sqrtf(warp_sum(squares) / head_dim + eps);
-    }
-#pragma unroll
-    for (int i = 0; i < MAX_PAIRS; i++) {
-        const int c = lane + i * WARP;
-        if (c >= half) continue;
-        float x = a[i], y = b[i], sine, cosine;
-        if (weight) x *= factor * (offset + weight[c]), y *= factor * (offset + weight[c + half]);
-        sincosf((float)position * inv_freq[c], &sine, &cosine);
-        a[i] = x * cosine - y * sine, b[i] = y * cosine + x * sine;
-    }
-}
-
-static __global__ void rotate(const __grid_constant__ rotate_params p) {
-    const cuda_rows &r = p.rows;
-    const int row = blockIdx.x, kv_head = blockIdx.y, lane = threadIdx.x % WARP;
-    const int n_queries = r.n_heads / r.n_kv_heads, head_dim = r.head_dim, half = head_dim / 2;
+static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t *q) {
+    const int row = blockIdx.x, kv_head = blockIdx.y;
+    const int n_queries = p.rows.n_heads / p.rows.n_kv_heads;
     dependents_launch();
+    const int position = p.rows.positions[row];
+    lane_rotation rotation;
+    rotation.turn(p.inv_freq, p.rows.head_dim, position);
     dependency_wait();
-    const int position = r.positions[row];
     if (position < 0) return;
-    const int32_t block = r.tables[(int64_t)r.sequences[row] * r.max_blocks + position / r.block_tokens];
-    const int token = position % r.block_tokens;
-    uint16_t *keys = r.cache + block * r.block_stride + (int64_t)kv_head * 2 * head_dim * r.tile_tokens;
-    uint16_t *values = keys + head_dim * r.tile_tokens;
     for (int head = threadIdx.x / WARP; head < n_queries + 2; head += blockDim.x / WARP) {
-        const float *from =
-            p.qkv + (((int64_t)row * r.n_kv_heads + kv_head) * (n_queries + 2) + head) * head_dim;
-        if (head == n_queries + 1) {
-            for (int d = lane; d < head_dim; d += WARP) values[d * r.tile_tokens + token] = to_bf16(from[d]);
-            continue;
-        }
-        float a[MAX_PAIRS] = {}, b[MAX_PAIRS] = {};
-#pragma unroll
-        for (int i = 0; i < MAX_PAIRS; i++)
-            if (lane + i * WARP < half)
-                a[i] = from[pair_place(lane + i * WARP)], b[i] = from[pair_place(lane + i * WARP) + 8];
-        const bool is_key = head == n_queries;
-        rotate_head(is_key ? p.k_weight : p.q_weight, is_key ? p.k_eps : p.q_eps,
-                    is_key ? p.k_offset : p.q_offset, p.inv_freq, head_dim, position, a, b);
-        const float scale = is_key ? 1.0f : p.q_scale;
-        uint16_t *to = is_key ? keys + token * head_dim
-                              : p.q + ((int64_t)row * r.n_heads + kv_head * n_queries + head) * head_dim;
-#pragma unroll
-        for (int i = 0; i < MAX_PAIRS; i++) {
-            const int c = lane + i * WARP;
-            if (c >= half) continue;
-            to[pair_place(c)] = to_bf16(a[i] * scale), to[pair_place(c) + 8] = to_bf16(b[i] * scale);
-        }
+        const int64_t at = (int64_t)row * p.rows.n_heads + kv_head * n_queries + head;
+        if (head < n_queries)
+            rotate_query(p, rotation, row, kv_head, head, q + at * p.rows.head_dim);
+        else
+            append_head(p, rotation, row, kv_head, position, head == n_queries);
     }
 }
 
-cudaError_t cuda_rotate(const cuda_rows *rows, const float *qkv, const norm_args *q_norm,
-                        const norm_args *k_norm, const float *inv_freq, float q_scale, bf16 *q,
-                        cudaStream_t stream) {
-    rotate_params p = {};
-    p.rows = *rows, p.qkv = qkv, p.inv_freq = inv_freq, p.q_scale = q_scale, p.q = q;
-    if (q_norm->weight) p.q_weight = (const float *)q_norm->weight->data;
-    if (k_norm->weight) p.k_weight = (const float *)k_norm->weight->data;
-    p.q_eps = q_norm->eps, p.q_offset = q_norm->offset, p.k_eps = k_norm->eps, p.k_offset = k_norm->offset;
+cudaError_t cuda_rotate(const rotate_args *args, bf16 *q, cudaStream_t stream) {
+    const cuda_rows *rows = args->rows;
     const int heads = rows->n_heads / rows->n_kv_heads + 2, warps = heads < 16 ? heads : 16;
     return cuda_launch(rotate, dim3((unsigned)rows->n_rows, (unsigned)rows->n_kv_heads), warps * WARP, 0,
-                       stream, true, p);
+                       stream, true, describe_rotation(args), q);
 }
 
 // ---- Activations and logits, where a product did not do it itself

@@ -45,12 +45,18 @@ typedef struct cuda_rows {
     bf16 *cache;          // of the layer: KV head h starts at h · 2 · head_dim · tile_tokens
 } cuda_rows;
 
-// From the product of qkv, (n_rows, (n_heads + 2·n_kv_heads)·head_dim) f32 in ROWS_QKV order: norms of q and
-// k heads (weights (1, head_dim) f32 in channel order), rotation, q · q_scale to q: (n_rows, n_heads,
-// head_dim) bf16; keys and values to the cache.  inv_freq: (head_dim / 2) in device memory.
-cudaError_t cuda_rotate(const cuda_rows *rows, const float *qkv, const norm_args *q_norm,
-                        const norm_args *k_norm, const float *inv_freq, float q_scale, bf16 *q,
-                        cudaStream_t stream);
+// The product of qkv and what becomes of it: norms of q and k heads, rotation, keys and values to the cache.
+typedef struct rotate_args {
+    const cuda_rows *rows;
+    const float *qkv; // (n_rows, (n_heads + 2·n_kv_heads)·head_dim) in ROWS_QKV order
+    norm_args q_norm,
+        k_norm;            // weights (1, head_dim) f32 in device memory, in channel order; weight NULL: none
+    const float *inv_freq; // (head_dim / 2) in device memory
+    float q_scale;
+} rotate_args;
+
+// q: (n_rows, n_heads, head_dim), in stored order.
+cudaError_t cuda_rotate(const rotate_args *args, bf16 *q, cudaStream_t stream);
 
 // out[m][c] = act(gate) · up from (n_rows, in_stride) f32 in ROWS_GATE_UP order: n_channels of them, a
 // multiple of 8.

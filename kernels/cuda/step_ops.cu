@@ -44,30 +44,38 @@ static int norm(const backend_state *state, const norm_args *args, const int32_t
                  "a norm");
 }
 
+static rotate_args rotation_of(const backend_state *state, const step_op *op, const cuda_rows *rows) {
+    rotate_args args = {};
+    args.rows = rows, args.qkv = state->qkv, args.q_norm = op->q_norm, args.k_norm = op->k_norm;
+    args.inv_freq = op->inv_freq, args.q_scale = op->scale;
+    return args;
+}
+
+// Of prefill; decoding rotates inside attention.
 static int queue_qkv(const backend_state *state, const step_op *op, flute_error *err) {
     const cuda_rows rows = rows_of(state, op->layer);
     int code = norm(state, &op->norm, NULL, rows.n_rows, err);
     if (!code)
         code = multiply(state, op->weight, state->normed, state->dims.hidden, rows.n_rows, state->qkv,
                         op->weight->n_rows, LUT_STORE_F32, err);
-    if (code) return code;
-    return check(err,
-                 cuda_rotate(&rows, state->qkv, &op->q_norm, &op->k_norm, op->inv_freq, op->scale, state->q,
-                             state->be->device.stream),
-                 "rotation");
+    if (code || state->shape.n_runs == 0) return code;
+    const rotate_args rotation = rotation_of(state, op, &rows);
+    return check(err, cuda_rotate(&rotation, state->q, state->be->device.stream), "rotation");
 }
 
 static int queue_attend(const backend_state *state, const step_op *op, flute_error *err) {
     const cuda_rows rows = rows_of(state, op->layer);
+    const rotate_args rotation = rotation_of(state, op - 1, &rows); // attend follows the qkv of its layer
     attention_args args = {};
-    args.rows = &rows, args.q = state->q, args.out = state->attn;
-    args.window = op->window, args.softcap = op->softcap;
+    args.rows = &rows, args.out = state->attn, args.window = op->window, args.softcap = op->softcap;
     if (state->shape.n_runs > 0) {
         args.runs = (const attention_run *)(state->inputs + state->places.runs);
-        args.n_runs = state->shape.n_runs;
+        args.n_runs = state->shape.n_runs, args.q = state->q;
+    } else {
+        args.rotation = &rotation;
+        args.counters = state->counters, args.partials = state->partials,
+        args.n_sms = state->be->device.lut.n_sms;
     }
-    args.counters = state->counters, args.partials = state->partials,
-    args.n_sms = state->be->device.lut.n_sms;
     return check(err, cuda_attention(&args, state->be->device.stream), "attention");
 }
 
