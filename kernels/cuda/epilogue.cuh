@@ -7,6 +7,12 @@
 #include "kernels/cuda/lut_gemm.h"
 #include "kernels/cuda/lut_kernels.h"
 
+// Two bf16 in a word.
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+           (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16;
+}
+
 __device__ __forceinline__ float gated(float gate, float up, int epilogue) {
     if (epilogue == LUT_SILU_MUL) return gate / (1.0f + __expf(-gate)) * up;
     // tanh(z) = 1 − 2 / (1 + exp(2z)), without overflow for large z
@@ -39,15 +45,17 @@ __device__ __forceinline__ void store_pair(const lut_params &p, int panel, int g
 
 // sums: (n_panels, parts, 16, TOKENS) float in shared memory, `parts` partial sums of each, added in their
 // order. Panel first_panel of the matrix is panel 0 here. Called by n_threads threads from thread 0 on.
-template <int TOKENS>
+// factor(token) multiplies the sums of a token.
+template <int TOKENS, typename Factor>
 __device__ __forceinline__ void store_panels(const lut_params &p, const float *sums, int parts,
-                                             int first_panel, int n_panels, int n_threads) {
+                                             int first_panel, int n_panels, int n_threads, Factor factor) {
     for (int i = threadIdx.x; i < n_panels * 8 * TOKENS; i += n_threads) {
         const int g = i % 8, token = i / 8 % TOKENS, panel = i / (8 * TOKENS);
         const float *at = sums + (panel * parts * 16 + g) * TOKENS + token;
         float low = 0.0f, high = 0.0f;
         for (int part = 0; part < parts; part++, at += 16 * TOKENS) low += at[0], high += at[8 * TOKENS];
-        store_pair(p, first_panel + panel, g, token, low, high);
+        const float f = factor(token);
+        store_pair(p, first_panel + panel, g, token, low * f, high * f);
     }
 }
 

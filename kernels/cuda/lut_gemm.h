@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "engine/base/error.h"
-#include "kernels/weight.h"
+#include "kernels/kernels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,14 +33,19 @@ typedef enum lut_epilogue {
     LUT_GELU_MUL,   // the same with GELU in its tanh form
 } lut_epilogue;
 
+enum { LUT_NORM_TOKENS = 2 };
+
 typedef struct lut_gemm_args {
     const weight *w;  // quantized; data in device memory, 16-byte aligned, layout_matrix_bytes
-    const void *x;    // (n_tokens, w->n_cols) bf16, device memory, 16-byte aligned
+    const void *x;    // (n_tokens, w->n_cols) bf16, or f32 with a norm; device memory, 16-byte aligned
     int64_t x_stride; // elements from row to row, a multiple of 8
     int64_t n_tokens; // at least 1
     void *y;          // (n_tokens, N or N / 2), device memory; must not overlap x
     int64_t y_stride; // elements from row to row
     lut_epilogue epilogue;
+    // RMS norm of x on the way in: W multiplies x / sqrt(mean(x²) + eps) · (offset + weight), norm->weight
+    // (1, n_cols) f32 in device memory. For at most LUT_NORM_TOKENS tokens. NULL: none.
+    const norm_args *norm;
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
     bool overlap;

@@ -24,6 +24,10 @@ struct lut_params {
     // lut_tile: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage; bytes from one
     // token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
+    // lut_gemv: the norm of x, which is float then; NULL: none, and bf16
+    const float *norm_weight;
+    float norm_eps, norm_offset;
+    int squares_at;        // (warp, token) sums of squares, in shared memory
     uint16_t table[2][16]; // bf16; the second for the low plane of INT8
 };
 

@@ -49,6 +49,10 @@ void product_cublas_version(const product_device *device, char *out, size_t size
     snprintf(out, size, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
 }
 
+bool product_takes_norm(const weight *w, int n_tokens) {
+    return weight_is_quantized(w->type) && n_tokens <= LUT_NORM_TOKENS;
+}
+
 // Rows of a weight with n_cols columns that are dequantized at a time.
 static int64_t piece_rows(int64_t n_cols) {
     const int64_t rows = PIECE_BYTES / 2 / n_cols / PIECE_ROWS * PIECE_ROWS;

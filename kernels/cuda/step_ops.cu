@@ -28,20 +28,37 @@ static cuda_rows rows_of(const backend_state *state, int layer) {
     return rows;
 }
 
-static int multiply(const backend_state *state, const weight *w, const bf16 *x, int64_t x_stride, int n_rows,
-                    void *y, int64_t y_stride, lut_epilogue epilogue, flute_error *err) {
+typedef struct product_output {
+    void *y;
+    int64_t stride;
+    lut_epilogue epilogue;
+} product_output;
+
+static int multiply(const backend_state *state, const weight *w, const bf16 *x, int64_t x_stride,
+                    product_output to, flute_error *err) {
     lut_gemm_args args = {};
-    args.w = w, args.x = x, args.x_stride = x_stride, args.n_tokens = n_rows;
-    args.y = y, args.y_stride = y_stride, args.epilogue = epilogue, args.overlap = true;
+    args.w = w, args.x = x, args.x_stride = x_stride, args.n_tokens = state->shape.n_rows;
+    args.y = to.y, args.y_stride = to.stride, args.epilogue = to.epilogue, args.overlap = true;
     return product(&state->be->device, &state->scratch, &args, err);
 }
 
-static int norm(const backend_state *state, const norm_args *args, const int32_t *rows, int n_rows,
-                flute_error *err) {
-    return check(err,
-                 cuda_rms_norm(args, state->x, rows, n_rows, state->dims.hidden, state->normed,
-                               state->dims.hidden, state->be->device.stream),
-                 "a norm");
+// W · norm(x) of all rows of the residual stream, or of some: the norm is part of the product where that can
+// do it.
+static int multiply_normed(const backend_state *state, const norm_args *norm, const weight *w,
+                           const int32_t *rows, int n_rows, product_output to, flute_error *err) {
+    const int hidden = state->dims.hidden;
+    lut_gemm_args args = {};
+    args.w = w, args.x_stride = hidden, args.n_tokens = n_rows;
+    args.y = to.y, args.y_stride = to.stride, args.epilogue = to.epilogue, args.overlap = true;
+    if (norm->weight && !rows && product_takes_norm(w, n_rows)) {
+        args.x = state->x, args.norm = norm;
+    } else {
+        const cudaError_t code = cuda_rms_norm(norm, state->x, rows, n_rows, hidden, state->normed, hidden,
+                                               state->be->device.stream);
+        if (code != cudaSuccess) return cuda_fail(err, code, "a norm");
+        args.x = state->normed;
+    }
+    return product(&state->be->device, &state->scratch, &args, err);
 }
 
 static rotate_args rotation_of(const backend_state *state, const step_op *op, const cuda_rows *rows) {
@@ -54,10 +71,8 @@ static rotate_args rotation_of(const backend_state *state, const step_op *op, co
 // Of prefill; decoding rotates inside attention.
 static int queue_qkv(const backend_state *state, const step_op *op, flute_error *err) {
     const cuda_rows rows = rows_of(state, op->layer);
-    int code = norm(state, &op->norm, NULL, rows.n_rows, err);
-    if (!code)
-        code = multiply(state, op->weight, state->normed, state->dims.hidden, rows.n_rows, state->qkv,
-                        op->weight->n_rows, LUT_STORE_F32, err);
+    const product_output to = {state->qkv, op->weight->n_rows, LUT_STORE_F32};
+    const int code = multiply_normed(state, &op->norm, op->weight, NULL, rows.n_rows, to, err);
     if (code || state->shape.n_runs == 0) return code;
     const rotate_args rotation = rotation_of(state, op, &rows);
     return check(err, cuda_rotate(&rotation, state->q, state->be->device.stream), "rotation");
@@ -80,34 +95,32 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
 }
 
 static int queue_project_add(const backend_state *state, const step_op *op, flute_error *err) {
-    const int n_rows = state->shape.n_rows, hidden = state->dims.hidden;
+    const int hidden = state->dims.hidden;
     const bool attention = op->choice == PROJECT_ATTENTION;
     const bf16 *x = attention ? state->attn : state->ff;
     const int64_t stride = attention ? (int64_t)state->dims.n_heads * state->dims.head_dim : state->ff_stride;
-    if (!op->norm.weight)
-        return multiply(state, op->weight, x, stride, n_rows, state->x, hidden, LUT_ADD_F32, err);
-    const int code =
-        multiply(state, op->weight, x, stride, n_rows, state->product, hidden, LUT_STORE_F32, err);
+    if (!op->norm.weight) return multiply(state, op->weight, x, stride, {state->x, hidden, LUT_ADD_F32}, err);
+    const int code = multiply(state, op->weight, x, stride, {state->product, hidden, LUT_STORE_F32}, err);
     if (code) return code;
     return check(err,
-                 cuda_norm_add(&op->norm, state->product, n_rows, hidden, state->x, state->be->device.stream),
+                 cuda_norm_add(&op->norm, state->product, state->shape.n_rows, hidden, state->x,
+                               state->be->device.stream),
                  "a norm");
 }
 
 static int queue_gate_up(const backend_state *state, const step_op *op, flute_error *err) {
-    const int code = norm(state, &op->norm, NULL, state->shape.n_rows, err);
-    if (code) return code;
-    return multiply(state, op->weight, state->normed, state->dims.hidden, state->shape.n_rows, state->ff,
-                    state->ff_stride, op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL, err);
+    const product_output to = {state->ff, state->ff_stride,
+                               op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL};
+    return multiply_normed(state, &op->norm, op->weight, NULL, state->shape.n_rows, to, err);
 }
 
 static int queue_head(const backend_state *state, const step_op *op, flute_error *err) {
     const int n_logits = state->shape.n_logits;
     const int64_t n_vocab = state->dims.n_vocab;
-    int code = norm(state, &op->norm, input32(state, state->places.logits_rows), n_logits, err);
-    if (!code)
-        code = multiply(state, op->weight, state->normed, state->dims.hidden, n_logits, state->logits,
-                        n_vocab, LUT_STORE_F32, err);
+    // A decode step wants the logits of all rows, in their order.
+    const int32_t *rows = state->shape.n_runs ? input32(state, state->places.logits_rows) : NULL;
+    const int code = multiply_normed(state, &op->norm, op->weight, rows, n_logits,
+                                     {state->logits, n_vocab, LUT_STORE_F32}, err);
     if (code || op->softcap == 0) return code;
     return check(err, cuda_softcap(state->logits, n_logits * n_vocab, op->softcap, state->be->device.stream),
                  "the cap of logits");

@@ -31,6 +31,10 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
     return *(const uint4 *)p;
 }
 
+__device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
+    return inside ? load_global4(p) : make_uint4(0, 0, 0, 0);
+}
+
 __device__ __forceinline__ void prefetch_l2(const void *) {}
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
