@@ -175,6 +175,61 @@ __device__ __forceinline__ uint4 zero4() {
     return make_uint4(0, 0, 0, 0);
 }
 
+// ---- Key tiles in shared memory: keys (32, key_stride bytes), then values (head_dim, 64 bytes)
+
+// Queues the copies, by n_threads threads of which this is number `thread`.
+template <typename keys>
+__device__ __forceinline__ void copy_keys(const keys &kv, int tile, uint32_t to, int key_stride, int thread,
+                                          int n_threads) {
+    const int chunks = kv.head_dim() / 8;
+    const uint16_t *from = kv.keys(tile);
+    for (int i = thread; i < KV_TILE * chunks; i += n_threads)
+        copy_activations(to + i / chunks * key_stride + i % chunks * 16, from + i * 8, true);
+}
+
+template <typename keys>
+__device__ __forceinline__ void copy_values(const keys &kv, int tile, uint32_t to, int thread,
+                                            int n_threads) {
+    const uint16_t *from = kv.values(tile);
+    for (int i = thread; i < kv.head_dim() * 4; i += n_threads)
+        copy_activations(to + i * 16, from + i / 4 * kv.tile_tokens() + i % 4 * 8, true);
+}
+
+// S = Q · Kᵀ; query(u, half) is what the lane has of run u of row g + 8 · half.
+template <int D, typename Query>
+__device__ __forceinline__ void score_tile(uint32_t keys_at, int key_stride, int head_dim, Query query,
+                                           float (&s)[4][4]) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int q = 0; q < 4; q++) s[q][0] = s[q][1] = s[q][2] = s[q][3] = 0.0f;
+#pragma unroll
+    for (int u = 0; u < D / 32; u++) {
+        if (u * 32 >= head_dim) break;
+        const bool inside = u * 32 + t * 8 < head_dim;
+        const uint4 q0 = query(u, 0), q8 = query(u, 1);
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const uint4 k =
+                inside ? load_shared4(keys_at + slot_of(q, g) * key_stride + u * 64 + t * 16) : zero4();
+            multiply_keys(s[q], q0, q8, k);
+        }
+    }
+}
+
+// O += P · V
+template <int D>
+__device__ __forceinline__ void weigh_tile(uint32_t values_at, int head_dim, const float (&s)[4][4],
+                                           row_tile<D> &rows) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    uint32_t packed[8];
+    pack_probabilities(s, packed);
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        if (j * 8 >= head_dim) break;
+        multiply_values(rows.o[j], packed, load_shared4(values_at + g * 64 + t * 16 + j * 512));
+    }
+}
+
 // ---- Decode
 
 // Keys [first, last] of the row that this split takes, as tiles [begin, end).
@@ -191,65 +246,6 @@ struct split_tiles {
         begin = from + split * each, end = min(begin + each, from + n);
     }
 };
-
-// Brings a key tile to L2. Keys and values may still be written by the kernel ahead: nothing is read.
-template <typename keys> __device__ __forceinline__ void prefetch_tile(const keys &kv, int tile) {
-    const int lane = threadIdx.x % WARP;
-    const uint16_t *from = kv.keys(tile), *values = kv.values(tile);
-    for (int i = lane * 64; i < KV_TILE * kv.head_dim(); i += WARP * 64) prefetch_l2(from + i);
-    for (int d = lane; d < kv.head_dim(); d += WARP) prefetch_l2(values + d * kv.tile_tokens());
-}
-
-// One key tile, from memory to registers.
-template <int D, bool EXACT>
-__device__ __forceinline__ void decode_tile(const attention_params &p, const keys_of<D, EXACT> &kv, int tile,
-                                            int first, int last, const uint4 *q_rows, row_tile<D> &rows) {
-    // Of 256 channels the sums alone take 128 registers: keys and values come in smaller pieces.
-    enum {
-        RUNS = D / 32,
-        PIECE_RUNS = RUNS > 4 ? 1 : RUNS,
-        COLUMNS = D / 8,
-        PIECE_COLUMNS = D > 128 ? 4 : COLUMNS
-    };
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, d = kv.head_dim();
-    const uint16_t *from = kv.keys(tile), *values = kv.values(tile);
-    float s[4][4] = {};
-#pragma unroll
-    for (int base = 0; base < RUNS; base += PIECE_RUNS) {
-        uint4 k[PIECE_RUNS][4];
-#pragma unroll
-        for (int u = 0; u < PIECE_RUNS; u++)
-#pragma unroll
-            for (int q = 0; q < 4; q++) {
-                const int channel = (base + u) * 32 + t * 8;
-                k[u][q] = EXACT || channel < d ? load_global4(from + slot_of(q, g) * d + channel) : zero4();
-            }
-#pragma unroll
-        for (int u = 0; u < PIECE_RUNS; u++) {
-            const uint4 q0 = q_rows[g * (D / 8) + (base + u) * 4 + t],
-                        q8 = q_rows[(g + 8) * (D / 8) + (base + u) * 4 + t];
-#pragma unroll
-            for (int q = 0; q < 4; q++) multiply_keys(s[q], q0, q8, k[u][q]);
-        }
-    }
-    const int token = kv.first_token(tile), end = min(last + 1, kv.end_token(tile));
-    uint4 v[PIECE_COLUMNS];
-#pragma unroll
-    for (int base = 0; base < COLUMNS; base += PIECE_COLUMNS) {
-#pragma unroll
-        for (int j = 0; j < PIECE_COLUMNS; j++) {
-            const int channel = (base + j) * 8 + g;
-            v[j] = EXACT || channel < d ? load_global4(values + channel * kv.tile_tokens() + t * 8) : zero4();
-        }
-        if (base == 0)
-            rows.soften(s, p.softcap,
-                        [&](int, int slot) { return token + slot >= first && token + slot < end; });
-        uint32_t packed[8];
-        pack_probabilities(s, packed);
-#pragma unroll
-        for (int j = 0; j < PIECE_COLUMNS; j++) multiply_values(rows.o[base + j], packed, v[j]);
-    }
-}
 
 // (max, sum, O) of n parts in shared or global memory, `stride` floats apart, for row `head` and channel d.
 __device__ __forceinline__ float3 combine(const float *parts, int n, int64_t stride, int head_dim, int head,
@@ -288,7 +284,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
     float *mine = p.partials + (unit * p.n_splits + blockIdx.x) * part;
     for (int i = threadIdx.x; i < n_rows * head_dim; i += THREADS) {
         const int head = i / head_dim, d = i % head_dim;
-        const float3 c = combine(parts, WARPS, part, head_dim, head, d);
+        const float3 c = combine(parts, WARPS, p.stage_bytes / (int)sizeof(float), head_dim, head, d);
         if (n_splits == 1) {
             out[i] = to_bf16(c.z / c.y);
             continue;
@@ -305,6 +301,22 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
     }
 }
 
+// The new token's key and value: heads of the row are a warp's each. n_rows queries, then key and value if
+// wanted.
+__device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
+                                             int n_rows, bool appends, const lane_rotation &rotation,
+                                             uint16_t *q_rows, int q_stride, uint16_t *new_key,
+                                             uint16_t *new_value) {
+    for (int i = threadIdx.x / WARP; i < n_rows + 2 * appends; i += WARPS) {
+        if (i < n_rows)
+            rotate_query(p, rotation, row, kv_head, first_query + i, q_rows + i * q_stride);
+        else if (i == n_rows)
+            rotate_key(p, rotation, row, kv_head, new_key);
+        else
+            round_value(p, row, kv_head, new_value);
+    }
+}
+
 template <int D, bool EXACT>
 static __global__ void __launch_bounds__(THREADS, 2)
     attend_decode(const __grid_constant__ attention_params p) {
@@ -315,7 +327,8 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int n_rows = min((int)TILE_ROWS, p.n_queries - group * TILE_ROWS);
     const int64_t at = ((int64_t)row * p.rows.n_heads + first_head) * head_dim;
     dependents_launch();
-    // The batch was there before the first kernel of the step: only what the kernel ahead writes must wait.
+    // The batch, and the cache but for this token, were there before the step: only what the kernel ahead
+    // writes must wait.
     const int position = p.rows.positions[row];
     if (position < 0) {
         dependency_wait();
@@ -325,33 +338,74 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const keys_of<D, EXACT> kv(p.rows, row, kv_head);
     const split_tiles tiles(p, kv, position, blockIdx.x);
     if ((int)blockIdx.x >= tiles.n_splits) return dependency_wait();
-    if (tiles.begin + warp < tiles.end) prefetch_tile(kv, tiles.begin + warp);
+
+    // Shared memory: queries (16, D), zero where there are none; the new key and value; a key tile for each
+    // warp.
+    uint16_t *q_rows = (uint16_t *)smem, *new_key = q_rows + TILE_ROWS * D, *new_value = new_key + D;
+    uint8_t *stage = smem + (TILE_ROWS + 2) * D * 2 + warp * p.stage_bytes;
+    const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * p.key_stride;
+    int tile = tiles.begin + warp;
+    if (tile < tiles.end) copy_keys(kv, tile, keys_at, p.key_stride, lane, WARP);
+    copies_commit();
+    if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
+    copies_commit();
     lane_rotation rotation;
     rotation.turn(p.rotation.inv_freq, head_dim, position);
-    uint16_t *q_rows = (uint16_t *)smem; // (16, D); rows and channels that are not there are zero
     for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
     __syncthreads();
     dependency_wait();
 
     const bool appends = (int)blockIdx.x == tiles.n_splits - 1; // the last split has this token's tile
-    for (int i = warp; i < n_rows + 2 * appends; i += WARPS) {
-        if (i < n_rows)
-            rotate_query(p.rotation, rotation, row, kv_head, group * TILE_ROWS + i, q_rows + i * D);
-        else
-            append_head(p.rotation, rotation, row, kv_head, position, i == n_rows);
-    }
+    rotate_heads(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D, new_key,
+                 new_value);
     __syncthreads();
+    const int last_tile = kv.tile_of(position), slot = position - kv.first_token(last_tile);
+    if (appends) {
+        uint16_t *keys = (uint16_t *)kv.keys(last_tile) + slot * head_dim,
+                 *values = (uint16_t *)kv.values(last_tile) + slot;
+        for (int d = threadIdx.x; d < head_dim; d += THREADS)
+            keys[d] = new_key[d], values[d * kv.tile_tokens()] = new_value[d];
+    }
+
     row_tile<D> rows;
     rows.clear();
-    for (int tile = tiles.begin + warp; tile < tiles.end; tile += WARPS) {
-        if (tile + WARPS < tiles.end) prefetch_tile(kv, tile + WARPS);
-        decode_tile(p, kv, tile, tiles.first, tiles.last, (const uint4 *)q_rows, rows);
+    for (; tile < tiles.end; tile += WARPS) {
+        const int next = tile + WARPS, token = kv.first_token(tile);
+        const int end = min(position + 1, kv.end_token(tile));
+        copies_wait<1>();
+        __syncwarp();
+        if (tile == last_tile) { // it was copied without the new token
+            for (int d = lane; d < head_dim; d += WARP)
+                *(uint16_t *)(stage + slot * p.key_stride + d * 2) = new_key[d];
+            __syncwarp();
+        }
+        float s[4][4];
+        score_tile<D>(
+            keys_at, p.key_stride, head_dim,
+            [&](int u, int half) { return ((const uint4 *)q_rows)[(g + half * 8) * (D / 8) + u * 4 + t]; },
+            s);
+        __syncwarp();
+        if (next < tiles.end) copy_keys(kv, next, keys_at, p.key_stride, lane, WARP);
+        copies_commit();
+        rows.soften(s, p.softcap, [&](int, int i) { return token + i >= tiles.first && token + i < end; });
+        copies_wait<1>();
+        __syncwarp();
+        if (tile == last_tile) {
+            uint16_t *values = (uint16_t *)(stage + KV_TILE * p.key_stride) + slot;
+            for (int d = lane; d < head_dim; d += WARP) values[d * KV_TILE] = new_value[d];
+            __syncwarp();
+        }
+        weigh_tile<D>(values_at, head_dim, s, rows);
+        __syncwarp();
+        if (next < tiles.end) copy_values(kv, next, values_at, lane, WARP);
+        copies_commit();
     }
     rows.finish_sums();
 
-    float *parts = (float *)(smem + TILE_ROWS * D * 2), *mine = parts + warp * TILE_ROWS * (head_dim + 2);
+    float *mine = (float *)stage; // the tile has been used
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+        if (g + half * 8 >= n_rows) continue;
         float *to = mine + (g + half * 8) * (head_dim + 2);
         if (t == 0) to[head_dim] = rows.max[half], to[head_dim + 1] = rows.sum[half];
 #pragma unroll
@@ -361,53 +415,10 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
     __syncthreads();
     const int64_t unit = (int64_t)row * gridDim.y + blockIdx.y;
-    decode_finish(p, parts, n_rows, tiles.n_splits, unit, p.out + at);
+    decode_finish(p, (const float *)(stage - warp * p.stage_bytes), n_rows, tiles.n_splits, unit, p.out + at);
 }
 
 // ---- Prefill
-
-// Queues the copies of one key tile into a stage: keys (32, key_stride bytes), then values (head_dim, 64
-// bytes).
-template <typename keys>
-__device__ __forceinline__ void copy_tile(const attention_params &p, const keys &kv, int tile,
-                                          uint32_t stage) {
-    const int d = kv.head_dim(), chunks = d / 8;
-    const uint16_t *from = kv.keys(tile), *values = kv.values(tile);
-    for (int i = threadIdx.x; i < KV_TILE * chunks; i += THREADS)
-        copy_activations(stage + i / chunks * p.key_stride + i % chunks * 16, from + i * 8, true);
-    const uint32_t to = stage + KV_TILE * p.key_stride;
-    for (int i = threadIdx.x; i < d * 4; i += THREADS)
-        copy_activations(to + i * 16, values + i / 4 * kv.tile_tokens() + i % 4 * 8, true);
-}
-
-template <int D>
-__device__ __forceinline__ void prefill_tile(const attention_params &p, uint32_t stage, int head_dim,
-                                             const uint4 (&q_rows)[2][D / 32], const int (&first)[2],
-                                             const int (&end)[2], int token, row_tile<D> &rows) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float s[4][4] = {};
-#pragma unroll
-    for (int u = 0; u < D / 32; u++) {
-        if (u * 32 >= head_dim) break;
-        const bool inside = u * 32 + t * 8 < head_dim;
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            const uint4 k =
-                inside ? load_shared4(stage + slot_of(q, g) * p.key_stride + u * 64 + t * 16) : zero4();
-            multiply_keys(s[q], q_rows[0][u], q_rows[1][u], k);
-        }
-    }
-    rows.soften(s, p.softcap,
-                [&](int half, int slot) { return token + slot >= first[half] && token + slot < end[half]; });
-    uint32_t packed[8];
-    pack_probabilities(s, packed);
-    const uint32_t values = stage + KV_TILE * p.key_stride + g * 64 + t * 16;
-#pragma unroll
-    for (int j = 0; j < D / 8; j++) {
-        if (j * 8 >= head_dim) break;
-        multiply_values(rows.o[j], packed, load_shared4(values + j * 512));
-    }
-}
 
 template <int D, bool EXACT>
 static __global__ void __launch_bounds__(THREADS, 2)
@@ -446,10 +457,14 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int oldest = p.window > 0 && first_position >= p.window ? first_position - p.window + 1 : 0;
     const int begin = kv.tile_of(oldest), n_tiles = kv.tile_of(last_position) + 1 - begin;
     const uint32_t ring = shared_address(smem);
+    auto copy_tile = [&](int tile, uint32_t stage) {
+        copy_keys(kv, tile, stage, p.key_stride, threadIdx.x, THREADS);
+        copy_values(kv, tile, stage + KV_TILE * p.key_stride, threadIdx.x, THREADS);
+    };
     row_tile<D> rows;
     rows.clear();
     for (int n = 0; n < STAGES - 1; n++) {
-        if (n < n_tiles) copy_tile(p, kv, begin + n, ring + n * p.stage_bytes);
+        if (n < n_tiles) copy_tile(begin + n, ring + n * p.stage_bytes);
         copies_commit();
     }
     for (int n = 0; n < n_tiles; n++) {
@@ -457,12 +472,17 @@ static __global__ void __launch_bounds__(THREADS, 2)
         __syncthreads(); // everyone's copies are there, and everyone is done with the stage that is filled
                          // next
         const int next = n + STAGES - 1;
-        if (next < n_tiles) copy_tile(p, kv, begin + next, ring + next % STAGES * p.stage_bytes);
+        if (next < n_tiles) copy_tile(begin + next, ring + next % STAGES * p.stage_bytes);
         copies_commit();
-        const int tile = begin + n, block_end = kv.end_token(tile);
-        const int last[2] = {min(end[0], block_end), min(end[1], block_end)};
-        prefill_tile<D>(p, ring + n % STAGES * p.stage_bytes, head_dim, q_rows, first, last,
-                        kv.first_token(tile), rows);
+        const int tile = begin + n, token = kv.first_token(tile), block_end = kv.end_token(tile);
+        const uint32_t stage = ring + n % STAGES * p.stage_bytes;
+        float s[4][4];
+        score_tile<D>(
+            stage, p.key_stride, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
+        rows.soften(s, p.softcap, [&](int half, int i) {
+            return token + i >= first[half] && token + i < min(end[half], block_end);
+        });
+        weigh_tile<D>(stage + KV_TILE * p.key_stride, head_dim, s, rows);
     }
     rows.finish_sums();
 #pragma unroll
@@ -503,11 +523,6 @@ static bool is_exact(const cuda_rows *rows) {
     return kernels_for(rows->head_dim)->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
 }
 
-static size_t decode_shared(int head_dim) {
-    return (size_t)(TILE_ROWS * kernels_for(head_dim)->head_dim * 2 +
-                    WARPS * TILE_ROWS * (head_dim + 2) * (int)sizeof(float));
-}
-
 // Two neighbouring keys in different halves of the 32 banks: a stride of 64 bytes modulo 128.
 static int key_stride(int head_dim) {
     return (head_dim * 2 + 63) / 128 * 128 + 64;
@@ -515,6 +530,10 @@ static int key_stride(int head_dim) {
 
 static int stage_bytes(int head_dim) {
     return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
+}
+
+static size_t decode_shared(int head_dim) {
+    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim));
 }
 
 static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
@@ -566,9 +585,9 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.rows = *rows, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
     const attention_kernels *k = kernels_for(rows->head_dim);
+    p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);
     if (args->runs) {
-        p.runs = args->runs, p.q = args->q, p.key_stride = key_stride(rows->head_dim),
-        p.stage_bytes = stage_bytes(rows->head_dim);
+        p.runs = args->runs, p.q = args->q;
         return cuda_launch(is_exact(rows) ? k->exact_prefill : k->prefill,
                            dim3((unsigned)args->n_runs, (unsigned)rows->n_kv_heads), THREADS,
                            (size_t)(STAGES * p.stage_bytes), stream, true, p);

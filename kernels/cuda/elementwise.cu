@@ -256,12 +256,18 @@ static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t 
     rotation.turn(p.inv_freq, p.rows.head_dim, position);
     dependency_wait();
     if (position < 0) return;
+    const cuda_rows &r = p.rows;
+    const int head_dim = r.head_dim, token = position % r.block_tokens;
+    const int32_t block = r.tables[(int64_t)r.sequences[row] * r.max_blocks + position / r.block_tokens];
+    uint16_t *keys = r.cache + block * r.block_stride + (int64_t)kv_head * 2 * head_dim * r.tile_tokens;
     for (int head = threadIdx.x / WARP; head < n_queries + 2; head += blockDim.x / WARP) {
-        const int64_t at = (int64_t)row * p.rows.n_heads + kv_head * n_queries + head;
         if (head < n_queries)
-            rotate_query(p, rotation, row, kv_head, head, q + at * p.rows.head_dim);
+            rotate_query(p, rotation, row, kv_head, head,
+                         q + ((int64_t)row * r.n_heads + kv_head * n_queries + head) * head_dim);
+        else if (head == n_queries)
+            rotate_key(p, rotation, row, kv_head, keys + token * head_dim);
         else
-            append_head(p, rotation, row, kv_head, position, head == n_queries);
+            round_value(p, row, kv_head, keys + head_dim * r.tile_tokens + token, r.tile_tokens);
     }
 }
 

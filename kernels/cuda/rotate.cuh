@@ -115,24 +115,19 @@ __device__ __forceinline__ void rotate_query(const rotate_params &p, const lane_
     pairs.store(rotation, p.q_scale, p.rows.head_dim, to);
 }
 
-// The key or the value of a row to the cache.
-__device__ __forceinline__ void append_head(const rotate_params &p, const lane_rotation &rotation, int row,
-                                            int kv_head, int position, bool is_key) {
-    const cuda_rows &r = p.rows;
-    const int head_dim = r.head_dim, n_queries = r.n_heads / r.n_kv_heads, token = position % r.block_tokens;
-    const int32_t block = r.tables[(int64_t)r.sequences[row] * r.max_blocks + position / r.block_tokens];
-    uint16_t *keys = r.cache + block * r.block_stride + (int64_t)kv_head * 2 * head_dim * r.tile_tokens;
-    if (is_key) {
-        lane_pairs pairs;
-        pairs.load(head_of_row(p, row, kv_head, n_queries), head_dim);
-        if (p.k_weight) pairs.norm(p.k_weight, p.k_eps, p.k_offset, head_dim);
-        pairs.store(rotation, 1.0f, head_dim, keys + token * head_dim);
-    } else {
-        const float *from = head_of_row(p, row, kv_head, n_queries + 1);
-        uint16_t *values = keys + head_dim * r.tile_tokens;
-        for (int d = threadIdx.x % WARP; d < head_dim; d += WARP)
-            values[d * r.tile_tokens + token] = to_bf16(from[d]);
-    }
+__device__ __forceinline__ void rotate_key(const rotate_params &p, const lane_rotation &rotation, int row,
+                                           int kv_head, uint16_t *to) {
+    lane_pairs pairs;
+    pairs.load(head_of_row(p, row, kv_head, p.rows.n_heads / p.rows.n_kv_heads), p.rows.head_dim);
+    if (p.k_weight) pairs.norm(p.k_weight, p.k_eps, p.k_offset, p.rows.head_dim);
+    pairs.store(rotation, 1.0f, p.rows.head_dim, to);
+}
+
+// The value of a row, in channels `stride` apart.
+__device__ __forceinline__ void round_value(const rotate_params &p, int row, int kv_head, uint16_t *to,
+                                            int stride = 1) {
+    const float *from = head_of_row(p, row, kv_head, p.rows.n_heads / p.rows.n_kv_heads + 1);
+    for (int d = threadIdx.x % WARP; d < p.rows.head_dim; d += WARP) to[d * stride] = to_bf16(from[d]);
 }
 
 #endif
