@@ -155,75 +155,98 @@ cudaError_t cuda_convert(weight_type from, const void *in, int64_t n, bf16 *out,
 
 enum { NORM_VECTORS = 4, NORM_MAX_THREADS = 1024 };
 
-struct norm_params {
-    const float *weight; // (width)
+struct row_norm {
+    const float *weight; // (width); NULL: no norm
     float eps, offset;
-    const float *from; // x, or the product
-    const int32_t *rows;
-    int width;
-    uint16_t *out; // ADD: unused
-    int64_t out_stride;
-    float *x; // ADD: what is added to
 };
+
+static row_norm describe_norm(const norm_args *args) {
+    row_norm n = {};
+    if (!args || !args->weight) return n;
+    n.weight = (const float *)args->weight->data, n.eps = args->eps, n.offset = args->offset;
+    return n;
+}
 
 // The sum over all threads of the block, the same in each.
 __device__ __forceinline__ float block_sum(float v) {
     __shared__ float partial[WARP];
     v = warp_sum(v);
+    __syncthreads(); // `partial` may still be read for the sum before
     if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = v;
     __syncthreads();
     const int n_warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
     return warp_sum(lane < n_warps ? partial[lane] : 0.0f);
 }
 
-template <bool ADD>
-static __global__ void __launch_bounds__(NORM_MAX_THREADS) rms_norm(const __grid_constant__ norm_params p) {
-    float4 v[NORM_VECTORS], gain[NORM_VECTORS];
-    const int n = p.width / 4;
+// What a thread has of a row: floats 4·(threadIdx.x + i·blockDim.x) and the three behind.
+struct row_part {
+    float4 v[NORM_VECTORS];
+
+    template <typename F> __device__ __forceinline__ void each(int width, F f) {
+#pragma unroll
+        for (int i = 0; i < NORM_VECTORS; i++) {
+            const int at = threadIdx.x + i * blockDim.x;
+            if (at < width / 4) f(at, v[i]);
+        }
+    }
+    __device__ __forceinline__ void load(const float *row, int width) {
+        each(width, [&](int at, float4 &x) { x = ((const float4 *)row)[at]; });
+    }
+    // Weights do not change: they are loaded before the wait for the kernel ahead.
+    __device__ __forceinline__ void load_gain(const row_norm &norm, int width) {
+        each(width, [&](int at, float4 &x) {
+            x = norm.weight ? ((const float4 *)norm.weight)[at] : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+            if (norm.weight) x.x += norm.offset, x.y += norm.offset, x.z += norm.offset, x.w += norm.offset;
+        });
+    }
+    __device__ __forceinline__ void norm(const row_norm &norm, const row_part &gain, int width) {
+        float squares = 0.0f;
+        each(width, [&](int, float4 &x) { squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w; });
+        const float factor = norm.weight ? 1.0f / sqrtf(block_sum(squares) / width + norm.eps) : 1.0f;
+        for (int i = 0; i < NORM_VECTORS; i++) {
+            v[i].x *= factor * gain.v[i].x, v[i].y *= factor * gain.v[i].y;
+            v[i].z *= factor * gain.v[i].z, v[i].w *= factor * gain.v[i].w;
+        }
+    }
+    __device__ __forceinline__ void store(uint16_t *row, int width) {
+        each(width, [&](int at, float4 &x) {
+            ((uint2 *)row)[at] = make_uint2(to_bf16x2(x.x, x.y), to_bf16x2(x.z, x.w));
+        });
+    }
+};
+
+static __global__ void __launch_bounds__(NORM_MAX_THREADS)
+    rms_norm(row_norm norm, const float *x, const int32_t *rows, int width, uint16_t *out,
+             int64_t out_stride) {
+    row_part part = {}, gain = {};
     dependents_launch();
-#pragma unroll
-    for (int i = 0; i < NORM_VECTORS; i++) {
-        const int at = threadIdx.x + i * blockDim.x;
-        gain[i] = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-        if (at < n && p.weight) {
-            gain[i] = ((const float4 *)p.weight)[at];
-            gain[i].x += p.offset, gain[i].y += p.offset, gain[i].z += p.offset, gain[i].w += p.offset;
-        }
-    }
+    gain.load_gain(norm, width);
     dependency_wait();
-    const int64_t row = p.rows ? p.rows[blockIdx.x] : blockIdx.x;
-    const float4 *from = (const float4 *)(p.from + row * p.width);
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < NORM_VECTORS; i++) {
-        const int at = threadIdx.x + i * blockDim.x;
-        v[i] = at < n ? from[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
-    }
-    float factor = 1.0f;
-    if (p.weight) factor = 1.0f / sqrtf(block_sum(squares) / p.width + p.eps);
-#pragma unroll
-    for (int i = 0; i < NORM_VECTORS; i++) {
-        const int at = threadIdx.x + i * blockDim.x;
-        if (at >= n) continue;
-        const float4 y = make_float4(v[i].x * factor * gain[i].x, v[i].y * factor * gain[i].y,
-                                     v[i].z * factor * gain[i].z, v[i].w * factor * gain[i].w);
-        if (ADD) {
-            float4 *to = (float4 *)(p.x + blockIdx.x * (int64_t)p.width) + at;
-            const float4 x = *to;
-            *to = make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
-        } else {
-            *((uint2 *)(p.out + blockIdx.x * p.out_stride) + at) =
-                make_uint2(to_bf16x2(y.x, y.y), to_bf16x2(y.z, y.w));
-        }
-    }
+    const int64_t row = rows ? rows[blockIdx.x] : blockIdx.x;
+    part.load(x + row * width, width);
+    part.norm(norm, gain, width);
+    part.store(out + blockIdx.x * out_stride, width);
 }
 
-static norm_params describe_norm(const norm_args *norm, const float *from, int width) {
-    norm_params p = {};
-    p.weight = norm->weight ? (const float *)norm->weight->data : NULL;
-    p.eps = norm->eps, p.offset = norm->offset, p.from = from, p.width = width;
-    return p;
+static __global__ void __launch_bounds__(NORM_MAX_THREADS)
+    norm_add(row_norm norm, const float *product, int width, float *x, row_norm next, uint16_t *out,
+             int64_t out_stride) {
+    row_part part = {}, gain = {}, next_gain = {};
+    dependents_launch();
+    gain.load_gain(norm, width);
+    if (out) next_gain.load_gain(next, width);
+    dependency_wait();
+    float *row = x + blockIdx.x * (int64_t)width;
+    part.load(product + blockIdx.x * (int64_t)width, width);
+    part.norm(norm, gain, width);
+    part.each(width, [&](int at, float4 &y) {
+        const float4 old = ((const float4 *)row)[at];
+        y.x += old.x, y.y += old.y, y.z += old.z, y.w += old.w;
+        ((float4 *)row)[at] = y;
+    });
+    if (!out) return;
+    part.norm(next, next_gain, width);
+    part.store(out + blockIdx.x * out_stride, width);
 }
 
 static int norm_threads(int width) {
@@ -233,16 +256,15 @@ static int norm_threads(int width) {
 
 cudaError_t cuda_rms_norm(const norm_args *norm, const float *x, const int32_t *rows, int n_rows, int width,
                           bf16 *out, int64_t out_stride, cudaStream_t stream) {
-    norm_params p = describe_norm(norm, x, width);
-    p.rows = rows, p.out = out, p.out_stride = out_stride;
-    return cuda_launch(rms_norm<false>, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true, p);
+    return cuda_launch(rms_norm, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true,
+                       describe_norm(norm), x, rows, width, out, out_stride);
 }
 
 cudaError_t cuda_norm_add(const norm_args *norm, const float *product, int n_rows, int width, float *x,
-                          cudaStream_t stream) {
-    norm_params p = describe_norm(norm, product, width);
-    p.x = x;
-    return cuda_launch(rms_norm<true>, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true, p);
+                          const norm_args *next, bf16 *out, int64_t out_stride, cudaStream_t stream) {
+    return cuda_launch(norm_add, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true,
+                       describe_norm(norm), product, width, x, describe_norm(next), next ? out : (bf16 *)NULL,
+                       out_stride);
 }
 
 // ---- Rotation and the cache: a block for each row and KV head, a warp for each of its heads

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "engine/base/error.h"
-#include "kernels/kernels.h"
+#include "kernels/weight.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,23 +33,42 @@ typedef enum lut_epilogue {
     LUT_GELU_MUL,   // the same with GELU in its tanh form
 } lut_epilogue;
 
-enum { LUT_NORM_TOKENS = 2 };
+// An RMS norm between two products, without a kernel of its own: the first one adds to the residual stream y,
+// leaves y times the norm's weight as bf16 and, block by block, the sum of the squares of y; the second one
+// multiplies that and, at its end, its sums by 1 / sqrt(mean(y²) + eps). For at most LUT_NORM_TOKENS tokens.
+enum { LUT_NORM_TOKENS = 4, LUT_MAX_PARTS = 512 };
+
+typedef struct lut_norm { // of the second product: x is what the first has left
+    const float *squares; // (LUT_NORM_TOKENS, LUT_MAX_PARTS), the first n_parts of each row; NULL: no norm
+    int n_parts;          // lut_gemm_parts of the first
+    float eps;
+} lut_norm;
+
+typedef struct lut_next { // of the first, whose epilogue is LUT_ADD_F32
+    float *squares;       // NULL: no norm
+    const float *weight;  // (N) f32
+    float offset;         // added to the weight
+    bf16 *x;              // (n_tokens, x_stride) receives y · (offset + weight)
+    int64_t x_stride;
+} lut_next;
 
 typedef struct lut_gemm_args {
     const weight *w;  // quantized; data in device memory, 16-byte aligned, layout_matrix_bytes
-    const void *x;    // (n_tokens, w->n_cols) bf16, or f32 with a norm; device memory, 16-byte aligned
+    const void *x;    // (n_tokens, w->n_cols) bf16, device memory, 16-byte aligned
     int64_t x_stride; // elements from row to row, a multiple of 8
     int64_t n_tokens; // at least 1
     void *y;          // (n_tokens, N or N / 2), device memory; must not overlap x
     int64_t y_stride; // elements from row to row
     lut_epilogue epilogue;
-    // RMS norm of x on the way in: W multiplies x / sqrt(mean(x²) + eps) · (offset + weight), norm->weight
-    // (1, n_cols) f32 in device memory. For at most LUT_NORM_TOKENS tokens. NULL: none.
-    const norm_args *norm;
+    lut_norm norm; // zeroed: none
+    lut_next next;
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
     bool overlap;
 } lut_gemm_args;
+
+// How many parts of squares a product of at most LUT_NORM_TOKENS tokens leaves.
+int lut_gemm_parts(const lut_device *device, const weight *w);
 
 // Queues the product on the stream; may be captured into a graph. Deterministic: the same call gives
 // the same bits. FLUTE_EINVAL: an argument that

@@ -65,27 +65,6 @@ template <int BITS, int GROUP, int TOKENS> struct lane_unit {
     }
 };
 
-// One lane's columns of a unit in the residual stream, and the weights of the norm for them; up to
-// LUT_NORM_TOKENS. Loads come without branches, so that those of all units are under way together.
-template <int BITS, int GROUP, int TOKENS> struct lane_residual {
-    using layout = unit_layout<BITS, GROUP>;
-    uint4 x[layout::blocks][2], gain[layout::blocks][2];
-
-    __device__ __forceinline__ void load(const lut_params &p, const uint8_t *row, int unit, int lane) {
-#pragma unroll
-        for (int k = 0; k < layout::blocks; k++) {
-            const int column =
-                (unit * layout::blocks + k) * 128 + columns<TOKENS>::run(lane, 0) * 32 + lane % 4 * 8;
-            const bool inside = column < p.n_cols;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                x[k][half] = load_global4_if(inside, row + (size_t)column * 4 + half * 16);
-                gain[k][half] = load_global4_if(inside, p.norm_weight + column + half * 4);
-            }
-        }
-    }
-};
-
 // One lane's activations of a unit, and the product with its weights.
 template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     using layout = unit_layout<BITS, GROUP>;
@@ -102,28 +81,6 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
                 const int column = (unit * layout::blocks + k) * 128 + cols::run(lane, i) * 32 + lane % 4 * 8;
                 b[k][i] = column < n_cols ? load_global4(x + (size_t)column * 2) : make_uint4(0, 0, 0, 0);
             }
-    }
-
-    // The same from the residual stream, times the weight of its norm: the rest of the norm is a factor of
-    // each sum (gemv_norm_factor). Returns the sum of the squares.
-    __device__ __forceinline__ float set_normed(const lane_residual<BITS, GROUP, TOKENS> &from,
-                                                float offset) {
-        float squares = 0.0f;
-#pragma unroll
-        for (int k = 0; k < layout::blocks; k++) {
-            uint32_t packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint4 &x = from.x[k][i / 2], &gain = from.gain[k][i / 2];
-                const float x0 = __uint_as_float(i % 2 ? x.z : x.x), x1 = __uint_as_float(i % 2 ? x.w : x.y);
-                const float gain0 = __uint_as_float(i % 2 ? gain.z : gain.x) + offset;
-                const float gain1 = __uint_as_float(i % 2 ? gain.w : gain.y) + offset;
-                squares += x0 * x0 + x1 * x1;
-                packed[i] = bf16_pair(x0 * gain0, x1 * gain1);
-            }
-            b[k][0] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-        }
-        return squares;
     }
 
     __device__ __forceinline__ void multiply_add(const unit_t &unit, const uint8_t *table,
@@ -210,23 +167,31 @@ __device__ __forceinline__ void sums_flush(float (&sums)[N], float *to, bool fir
     }
 }
 
-// A warp's sums of squares, one for each token, to shared memory. A lane has summed what it loaded for its
-// token: with one token every column comes to two lanes.
-template <int TOKENS> __device__ __forceinline__ void gemv_store_squares(float squares, float *to) {
-    const int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int step = 1; step < WARP; step *= 2)
-        if (step < 4 || step >= 4 * TOKENS) squares += __shfl_xor_sync(~0u, squares, step);
-    if (lane < 4 * TOKENS && lane % 4 == 0) to[lane / 4] = TOKENS == 1 ? 0.5f * squares : squares;
+// The norm of x, whose weight is in x already: 1 / sqrt(mean(x²) + eps) of each token, from the squares that
+// the blocks of the kernel ahead have left. One warp a token.
+template <int TOKENS> __device__ __forceinline__ void gemv_norm_factors(const lut_params &p, float *factors) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (warp >= TOKENS) return;
+    float sum = 0.0f;
+    for (int part = lane; part < p.norm.n_parts; part += WARP)
+        sum += p.norm.squares[warp * LUT_MAX_PARTS + part];
+    sum = warp_sum(sum);
+    if (lane == 0) factors[warp] = rsqrtf(sum / p.n_cols + p.norm.eps);
 }
 
-// 1 / sqrt(mean(x²) + eps) of a token, from the squares of all warps.
+// The squares of what this block has stored, for the next norm. A thread has had one token only.
 template <int TOKENS>
-__device__ __forceinline__ float gemv_norm_factor(const lut_params &p, const float *squares, int token) {
-    float sum = 0.0f;
+__device__ __forceinline__ void gemv_store_squares(const lut_params &p, float squares, float *shared) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int warp = 0; warp < GEMV_WARPS; warp++) sum += squares[warp * TOKENS + token];
-    return 1.0f / sqrtf(sum / p.n_cols + p.norm_eps);
+    for (int step = 1; step < WARP; step *= 2)
+        if (step < 8 || step >= 8 * TOKENS) squares += __shfl_xor_sync(~0u, squares, step);
+    if (lane % 8 == 0 && lane / 8 < TOKENS) shared[warp * TOKENS + lane / 8] = squares;
+    barrier_sync(1, GEMV_CONSUMERS);
+    if (threadIdx.x >= TOKENS || threadIdx.x >= p.n_tokens) return;
+    float sum = 0.0f;
+    for (int i = 0; i < GEMV_WARPS; i++) sum += shared[i * TOKENS + threadIdx.x];
+    p.next.squares[threadIdx.x * LUT_MAX_PARTS + blockIdx.x] = sum;
 }
 
 // The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
@@ -309,8 +274,6 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
 
     if (p.overlap) dependents_launch();
-    if (p.norm_weight) // what every block of threads is about to ask for
-        for (int i = threadIdx.x * 32; i < p.n_cols; i += GEMV_CONSUMERS * 32) prefetch_l2(p.norm_weight + i);
     table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 
@@ -318,25 +281,14 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint8_t *x_row = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride;
     auto unit_of = [&](int stage, int j) { return stage * STAGE_UNITS + warp * U + j; };
     activations x[CHUNK_UNITS], x_next[PREFETCH ? CHUNK_UNITS : 1];
-    float squares = 0.0f;
-    // counted: the first time that these columns come.
-    auto load_chunk = [&](activations *to, int stage, bool counted) {
-        if (TOKENS <= LUT_NORM_TOKENS && p.norm_weight) {
-            lane_residual<BITS, GROUP, TOKENS> from[CHUNK_UNITS];
+    auto load_chunk = [&](activations *to, int stage) {
 #pragma unroll
-            for (int i = 0; i < CHUNK_UNITS; i++) from[i].load(p, x_row, unit_of(stage + i / U, i % U), lane);
-#pragma unroll
-            for (int i = 0; i < CHUNK_UNITS; i++) {
-                const float sum = to[i].set_normed(from[i], p.norm_offset);
-                squares += counted ? sum : 0.0f;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < CHUNK_UNITS; i++)
-                to[i].load(x_row, p.n_cols, unit_of(stage + i / U, i % U), lane);
-        }
+        for (int i = 0; i < CHUNK_UNITS; i++)
+            to[i].load(x_row, p.n_cols, unit_of(stage + i / U, i % U), lane);
     };
-    if (PREFETCH) load_chunk(x_next, 0, true);
+    if (PREFETCH) load_chunk(x_next, 0);
+    float *factors = (float *)(smem + p.factors_at); // (TOKENS), and behind them (warp, token)
+    if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
 
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
@@ -346,6 +298,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
     const uint32_t lane_offset = keep_in_register(table_lane_offset<BITS>(lane));
     float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
+    float squares = 0.0f;
     int slot = 0;
     uint32_t parity = 0;
 
@@ -355,10 +308,9 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             if (PREFETCH) {
 #pragma unroll
                 for (int i = 0; i < CHUNK_UNITS; i++) x[i] = x_next[i];
-                const bool more = chunk + CHUNK_STAGES < panel_stages;
-                load_chunk(x_next, more ? chunk + CHUNK_STAGES : 0, more && group == 0);
+                load_chunk(x_next, chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0);
             } else
-                load_chunk(x, chunk, group == 0);
+                load_chunk(x, chunk);
             for (int panel = 0; panel < group_panels; panel++) {
                 float sum[columns<TOKENS>::sums] = {};
 #pragma unroll
@@ -384,18 +336,12 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
                 sums_flush<TOKENS>(sum, sums + (panel * GEMV_WARPS + warp) * (16 * TOKENS), chunk == 0);
             }
         }
-        float *all_squares = (float *)(smem + p.squares_at);
-        if (TOKENS <= LUT_NORM_TOKENS && p.norm_weight && group == 0)
-            gemv_store_squares<TOKENS>(squares, all_squares + warp * TOKENS);
         barrier_sync(1, GEMV_CONSUMERS);
-        store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels, GEMV_CONSUMERS,
-                             [&](int token) {
-                                 return TOKENS <= LUT_NORM_TOKENS && p.norm_weight
-                                            ? gemv_norm_factor<TOKENS>(p, all_squares, token)
-                                            : 1.0f;
-                             });
+        squares += store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels, GEMV_CONSUMERS,
+                                        p.norm.squares ? factors : NULL);
         barrier_sync(1, GEMV_CONSUMERS);
     }
+    if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS);
 #endif
 }
 

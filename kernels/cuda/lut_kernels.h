@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "kernels/cuda/lut_gemm.h"
+
 // By value into constant memory.
 struct lut_params {
     const uint8_t *weights;
@@ -24,10 +26,9 @@ struct lut_params {
     // lut_tile: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage; bytes from one
     // token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
-    // lut_gemv: the norm of x, which is float then; NULL: none, and bf16
-    const float *norm_weight;
-    float norm_eps, norm_offset;
-    int squares_at;        // (warp, token) sums of squares, in shared memory
+    lut_norm norm; // lut_gemv
+    lut_next next;
+    int factors_at;        // in shared memory: room for both
     uint16_t table[2][16]; // bf16; the second for the low plane of INT8
 };
 

@@ -49,7 +49,7 @@ void product_cublas_version(const product_device *device, char *out, size_t size
     snprintf(out, size, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
 }
 
-bool product_takes_norm(const weight *w, int n_tokens) {
+bool product_fuses_norm(const weight *w, int n_tokens) {
     return weight_is_quantized(w->type) && n_tokens <= LUT_NORM_TOKENS;
 }
 

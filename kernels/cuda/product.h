@@ -34,8 +34,8 @@ typedef struct product_scratch {
 size_t product_weights_bytes(const kernel_dims *dims);
 size_t product_gate_up_bytes(const kernel_dims *dims);
 
-// Whether the product takes a norm on the way in.
-bool product_takes_norm(const weight *w, int n_tokens);
+// Whether the product of so many tokens can leave or take a norm (lut_norm).
+bool product_fuses_norm(const weight *w, int n_tokens);
 
 // Queues the product. args->w may be dense: bf16 then. Errors as lut_gemm.
 int product(const product_device *device, const product_scratch *scratch, const lut_gemm_args *args,

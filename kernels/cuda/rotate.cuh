@@ -7,12 +7,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/elementwise.h"
-
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-    return v;
-}
+#include "kernels/cuda/epilogue.cuh"
 
 __device__ __forceinline__ uint16_t to_bf16(float v) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(v));

@@ -38,6 +38,7 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     carve(&c, &counters, cuda_attention_counters_bytes(dims->max_rows, dims->n_heads, dims->n_kv_heads));
     carve(&c, &s->x, rows * hidden);
     carve(&c, &s->normed, (rows > n_logits ? rows : n_logits) * hidden);
+    carve(&c, &s->squares, (size_t)LUT_NORM_TOKENS * LUT_MAX_PARTS);
     carve(&c, &s->qkv, rows * (heads + 2 * kv_heads));
     carve(&c, &s->q, rows * heads);
     carve(&c, &s->attn, rows * heads);

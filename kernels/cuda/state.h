@@ -80,6 +80,7 @@ struct backend_state {
     uint8_t *memory;
     float *x;        // (max_rows, hidden) the residual stream
     bf16 *normed;    // (max_rows, hidden)
+    float *squares;  // (LUT_NORM_TOKENS, LUT_MAX_PARTS), of lut_norm
     float *qkv;      // (max_rows, (n_heads + 2·n_kv_heads)·head_dim) in ROWS_QKV order
     bf16 *q;         // (max_rows, n_heads·head_dim)
     bf16 *attn;      // (max_rows, n_heads·head_dim)

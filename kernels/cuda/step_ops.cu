@@ -28,38 +28,71 @@ static cuda_rows rows_of(const backend_state *state, int layer) {
     return rows;
 }
 
+// ---- Products, and the norms between them
+
 typedef struct product_output {
     void *y;
     int64_t stride;
     lut_epilogue epilogue;
 } product_output;
 
-static int multiply(const backend_state *state, const weight *w, const bf16 *x, int64_t x_stride,
-                    product_output to, flute_error *err) {
+static lut_gemm_args describe_product(const weight *w, const bf16 *x, int64_t x_stride, int n_rows,
+                                      product_output to) {
     lut_gemm_args args = {};
-    args.w = w, args.x = x, args.x_stride = x_stride, args.n_tokens = state->shape.n_rows;
+    args.w = w, args.x = x, args.x_stride = x_stride, args.n_tokens = n_rows;
     args.y = to.y, args.y_stride = to.stride, args.epilogue = to.epilogue, args.overlap = true;
-    return product(&state->be->device, &state->scratch, &args, err);
+    return args;
 }
 
-// W · norm(x) of all rows of the residual stream, or of some: the norm is part of the product where that can
-// do it.
-static int multiply_normed(const backend_state *state, const norm_args *norm, const weight *w,
-                           const int32_t *rows, int n_rows, product_output to, flute_error *err) {
+static bool is_last(const backend_state *state, const step_op *op) {
+    return op + 1 == state->ops + state->shape.n_ops;
+}
+
+// How the norm that `op` wants of its input comes about. It follows a project_add, but for the first.
+enum norm_source {
+    NORM_KERNEL,  // a kernel of its own
+    NORM_DONE,    // the kernel ahead, which adds the norm of a product, has done it: cuda_norm_add
+    NORM_PRODUCT, // the product ahead has begun it, this one ends it: lut_norm
+};
+
+static norm_source norm_of(const backend_state *state, const step_op *op) {
+    const step_op *before = op - 1;
+    if (op == state->ops || before->verb != VERB_PROJECT_ADD || !op->norm.weight) return NORM_KERNEL;
+    if (op->verb == VERB_HEAD && state->shape.n_runs > 0) return NORM_KERNEL; // of some rows only
+    if (before->norm.weight) return NORM_DONE;
+    const int n_rows = state->shape.n_rows;
+    return product_fuses_norm(before->weight, n_rows) && product_fuses_norm(op->weight, n_rows) ? NORM_PRODUCT
+                                                                                                : NORM_KERNEL;
+}
+
+// The norm that project_add `op` prepares.
+static lut_next next_norm(const backend_state *state, const step_op *op) {
+    lut_next next = {};
+    if (is_last(state, op) || norm_of(state, op + 1) != NORM_PRODUCT) return next;
+    next.squares = state->squares, next.weight = (const float *)op[1].norm.weight->data,
+    next.offset = op[1].norm.offset;
+    next.x = state->normed, next.x_stride = state->dims.hidden;
+    return next;
+}
+
+// W · norm(x) of all rows of the residual stream, or of n_rows that are listed.
+static int multiply_normed(const backend_state *state, const step_op *op, const int32_t *rows, int n_rows,
+                           product_output to, flute_error *err) {
     const int hidden = state->dims.hidden;
-    lut_gemm_args args = {};
-    args.w = w, args.x_stride = hidden, args.n_tokens = n_rows;
-    args.y = to.y, args.y_stride = to.stride, args.epilogue = to.epilogue, args.overlap = true;
-    if (norm->weight && !rows && product_takes_norm(w, n_rows)) {
-        args.x = state->x, args.norm = norm;
-    } else {
-        const cudaError_t code = cuda_rms_norm(norm, state->x, rows, n_rows, hidden, state->normed, hidden,
-                                               state->be->device.stream);
+    lut_gemm_args args = describe_product(op->weight, state->normed, hidden, n_rows, to);
+    const norm_source source = norm_of(state, op);
+    if (source == NORM_PRODUCT) {
+        args.norm.squares = state->squares, args.norm.eps = op->norm.eps;
+        args.norm.n_parts = lut_gemm_parts(&state->be->device.lut, op[-1].weight);
+    } else if (source == NORM_KERNEL) {
+        const cudaError_t code = cuda_rms_norm(&op->norm, state->x, rows, n_rows, hidden, state->normed,
+                                               hidden, state->be->device.stream);
         if (code != cudaSuccess) return cuda_fail(err, code, "a norm");
-        args.x = state->normed;
     }
     return product(&state->be->device, &state->scratch, &args, err);
 }
+
+// ---- Verbs
 
 static rotate_args rotation_of(const backend_state *state, const step_op *op, const cuda_rows *rows) {
     rotate_args args = {};
@@ -72,7 +105,7 @@ static rotate_args rotation_of(const backend_state *state, const step_op *op, co
 static int queue_qkv(const backend_state *state, const step_op *op, flute_error *err) {
     const cuda_rows rows = rows_of(state, op->layer);
     const product_output to = {state->qkv, op->weight->n_rows, LUT_STORE_F32};
-    const int code = multiply_normed(state, &op->norm, op->weight, NULL, rows.n_rows, to, err);
+    const int code = multiply_normed(state, op, NULL, rows.n_rows, to, err);
     if (code || state->shape.n_runs == 0) return code;
     const rotate_args rotation = rotation_of(state, op, &rows);
     return check(err, cuda_rotate(&rotation, state->q, state->be->device.stream), "rotation");
@@ -95,23 +128,27 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
 }
 
 static int queue_project_add(const backend_state *state, const step_op *op, flute_error *err) {
-    const int hidden = state->dims.hidden;
-    const bool attention = op->choice == PROJECT_ATTENTION;
+    const int hidden = state->dims.hidden, n_rows = state->shape.n_rows;
+    const bool attention = op->choice == PROJECT_ATTENTION, post_norm = op->norm.weight;
     const bf16 *x = attention ? state->attn : state->ff;
     const int64_t stride = attention ? (int64_t)state->dims.n_heads * state->dims.head_dim : state->ff_stride;
-    if (!op->norm.weight) return multiply(state, op->weight, x, stride, {state->x, hidden, LUT_ADD_F32}, err);
-    const int code = multiply(state, op->weight, x, stride, {state->product, hidden, LUT_STORE_F32}, err);
-    if (code) return code;
+    product_output to = {state->x, hidden, LUT_ADD_F32};
+    if (post_norm) to = {state->product, hidden, LUT_STORE_F32};
+    lut_gemm_args args = describe_product(op->weight, x, stride, n_rows, to);
+    if (!post_norm) args.next = next_norm(state, op);
+    const int code = product(&state->be->device, &state->scratch, &args, err);
+    if (code || !post_norm) return code;
+    const norm_args *next = !is_last(state, op) && norm_of(state, op + 1) == NORM_DONE ? &op[1].norm : NULL;
     return check(err,
-                 cuda_norm_add(&op->norm, state->product, state->shape.n_rows, hidden, state->x,
-                               state->be->device.stream),
+                 cuda_norm_add(&op->norm, state->product, n_rows, hidden, state->x, next, state->normed,
+                               hidden, state->be->device.stream),
                  "a norm");
 }
 
 static int queue_gate_up(const backend_state *state, const step_op *op, flute_error *err) {
     const product_output to = {state->ff, state->ff_stride,
                                op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL};
-    return multiply_normed(state, &op->norm, op->weight, NULL, state->shape.n_rows, to, err);
+    return multiply_normed(state, op, NULL, state->shape.n_rows, to, err);
 }
 
 static int queue_head(const backend_state *state, const step_op *op, flute_error *err) {
@@ -119,8 +156,7 @@ static int queue_head(const backend_state *state, const step_op *op, flute_error
     const int64_t n_vocab = state->dims.n_vocab;
     // A decode step wants the logits of all rows, in their order.
     const int32_t *rows = state->shape.n_runs ? input32(state, state->places.logits_rows) : NULL;
-    const int code = multiply_normed(state, &op->norm, op->weight, rows, n_logits,
-                                     {state->logits, n_vocab, LUT_STORE_F32}, err);
+    const int code = multiply_normed(state, op, rows, n_logits, {state->logits, n_vocab, LUT_STORE_F32}, err);
     if (code || op->softcap == 0) return code;
     return check(err, cuda_softcap(state->logits, n_logits * n_vocab, op->softcap, state->be->device.stream),
                  "the cap of logits");
