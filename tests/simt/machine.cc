@@ -61,8 +61,8 @@ struct copy {
 struct thread {
     context::fiber fiber;
     uint3 index;
-    const char *waits_for; // in words
-    uint32_t mbarrier;     // that it waits for
+    const char *waits_for;     // in words
+    uint32_t mbarrier, parity; // that it waits for, when it does
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
 };
@@ -111,11 +111,14 @@ thread &this_thread() {
 
 // Messages.
 
+// Static kernels have no name here: addr2line -f tells it from the offset in the program.
 std::string kernel_name() {
-    Dl_info info;
-    char text[64];
-    if (!dladdr(m.what->kernel, &info) || !info.dli_sname) {
-        snprintf(text, sizeof text, "kernel at %p", m.what->kernel);
+    Dl_info info = {};
+    dladdr(m.what->kernel, &info);
+    if (!info.dli_sname) {
+        char text[64];
+        snprintf(text, sizeof text, "kernel at offset %#zx",
+                 (size_t)((uintptr_t)m.what->kernel - (uintptr_t)info.dli_fbase));
         return text;
     }
     int status;
@@ -125,19 +128,23 @@ std::string kernel_name() {
     return name;
 }
 
-const char *state_of(int i) {
+std::string state_of(int i) {
     const warp &w = m.warps[i / LANES];
-    return !(w.live >> i % LANES & 1) ? "has returned"
-           : w.ready >> i % LANES & 1 ? "can run"
-           : m.threads[i].waits_for   ? m.threads[i].waits_for
-                                      : "waits";
+    const uint32_t lane = 1u << i % LANES;
+    if (!(w.live & lane)) return "has returned";
+    if (w.ready & lane) return "can run";
+    if (!(w.at_mbarrier & lane)) return m.threads[i].waits_for ? m.threads[i].waits_for : "runs";
+    char text[64];
+    snprintf(text, sizeof text, "waits for parity %u of the mbarrier at %#x", m.threads[i].parity,
+             m.threads[i].mbarrier);
+    return text;
 }
 
 void print_states() {
     for (int i = 0, from = 0; i < m.n_threads; i++) {
-        if (i + 1 < m.n_threads && (i + 1) % LANES && !strcmp(state_of(i), state_of(i + 1))) continue;
-        fprintf(stderr, "    warp %2d, lanes %2d to %2d: %s\n", i / LANES, from % LANES, i % LANES,
-                state_of(i));
+        if (i + 1 < m.n_threads && state_of(i) == state_of(i + 1)) continue;
+        fprintf(stderr, "    warp %d lane %d to warp %d lane %d: %s\n", from / LANES, from % LANES, i / LANES,
+                i % LANES, state_of(i).c_str());
         from = i + 1;
     }
     for (int i = 0; i < BARRIERS; i++)
@@ -203,6 +210,7 @@ void resume(warp &w, int number, int lane) {
     this_warp = &w, this_lane = lane, threadIdx = t.index;
     if (!t.fiber)
         t.fiber = context::fiber(std::allocator_arg, stack_pool{number * LANES + lane}, thread_main);
+    t.waits_for = nullptr;
     t.fiber = std::move(t.fiber).resume();
 }
 
@@ -428,9 +436,9 @@ void mbarrier_arrive(uint32_t at, uint32_t bytes_expected) {
 
 bool mbarrier_done(uint32_t at, uint32_t parity) {
     if (mbarrier_at(at).parity != parity) return true;
-    this_thread().mbarrier = at;
+    this_thread().mbarrier = at, this_thread().parity = parity;
     this_warp->at_mbarrier |= 1u << this_lane;
-    suspend("waits for an mbarrier");
+    suspend("mbarrier");
     return mbarrier_at(at).parity != parity;
 }
 

@@ -60,7 +60,7 @@ struct allocation {
 
 struct device {
     std::recursive_mutex mutex;
-    int n_devices = 1, n_sms = 4, major = 9, minor = 0;
+    int n_devices = 1, n_sms = 2, major = 9, minor = 0;
     size_t memory = (size_t)8 << 30, used_device = 0, used_pinned = 0;
     int fail_allocation = 0, fail_launch = 0;
     std::map<uintptr_t, allocation> allocations;
@@ -157,19 +157,21 @@ void on_fault(int, siginfo_t *info, void *) {
     abort();
 }
 
-// On a stack of its own, because the fault may be the end of a fiber's.
-void catch_faults() {
-    static thread_local bool done;
-    if (done) return;
-    done = true;
-    stack_t stack = {};
-    stack.ss_size = 64 * 1024;
-    stack.ss_sp = mmap(nullptr, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    if (stack.ss_sp != MAP_FAILED && sigaltstack(&stack, nullptr) == 0) sigaction(SIGSEGV, &action, nullptr);
-}
+// Catches faults while it exists, on a stack of its own, because the fault may be the end of a fiber's.
+struct fault_catcher {
+    struct sigaction before = {};
+    fault_catcher() {
+        static thread_local uint8_t stack[64 * 1024];
+        stack_t on = {};
+        on.ss_sp = stack, on.ss_size = sizeof stack;
+        sigaltstack(&on, nullptr);
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        sigaction(SIGSEGV, &action, &before);
+    }
+    ~fault_catcher() { sigaction(SIGSEGV, &before, nullptr); }
+};
 
 // Memory ends at a page that faults; up to there, and inside, it is poisoned.
 size_t padded(size_t size) {
@@ -295,7 +297,10 @@ cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *ker
     }
     if (counts_down(&d.fail_launch)) return report(cudaErrorLaunchOutOfResources);
     const launch what = {kernel, grid, block, config->dynamicSmemBytes, std::move(body)};
-    return enqueue(config->stream, [what] { catch_faults(), run(what); });
+    return enqueue(config->stream, [what] {
+        const fault_catcher catcher;
+        run(what);
+    });
 }
 
 // The C API.
