@@ -1,6 +1,7 @@
 // The GPU's LUT-GEMM against the scalar definition of kernels/layout.h, in double: every width, group size
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
-// and the same bits twice. Prints TAP, whose plan says SKIP where there is no device.
+// and the same bits twice; and rows of products that overlap. Prints TAP, whose plan says SKIP where there is
+// no device.
 //
 //     check_cuda [--small] [SEED [TYPE [TOKENS]]]     (0: all numbers of tokens)
 //
@@ -257,6 +258,57 @@ static const int all_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 
 static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33};
 enum { N_TYPES = 4, SHAPES = 3 };
 
+enum { CHAIN = 4, CHAIN_WIDTH = 256 };
+
+// CHAIN products in a row, each of what the one before has stored; the last one's bits go to `y`.
+static int chain_run(const lut_device *device, const check_case *c, bool overlap, bf16 *y, flute_error *err) {
+    static device_buffer w_buffer, buffers[2];
+    weight placed = c->w;
+    const size_t size = (size_t)c->n_tokens * CHAIN_WIDTH * sizeof *y;
+    placed.data = device_memory(&w_buffer, c->w.size);
+    check(cudaMemcpy(w_buffer.data, c->w.data, c->w.size, cudaMemcpyHostToDevice), "copy of the weight");
+    for (int i = 0; i < 2; i++)
+        check(cudaMemset(device_memory(&buffers[i], size), POISON, size), "cudaMemset");
+    check(cudaMemcpy(buffers[0].data, c->x, size, cudaMemcpyHostToDevice), "copy of the activations");
+    int code = FLUTE_OK;
+    for (int i = 0; i < CHAIN && code == FLUTE_OK; i++) {
+        const lut_gemm_args args = {.w = &placed,
+                                    .x = buffers[i % 2].data,
+                                    .x_stride = CHAIN_WIDTH,
+                                    .n_tokens = c->n_tokens,
+                                    .y = buffers[1 - i % 2].data,
+                                    .y_stride = CHAIN_WIDTH,
+                                    .epilogue = LUT_STORE_BF16,
+                                    .overlap = overlap};
+        code = lut_gemm(device, &args, NULL, err);
+        if (!overlap) check(cudaDeviceSynchronize(), "lut_gemm");
+    }
+    check(cudaMemcpy(y, buffers[CHAIN % 2].data, size, cudaMemcpyDeviceToHost), "copy of the result");
+    return code;
+}
+
+// Products that overlap leave the same bits as ones that wait for each other.
+static bool check_chain(const lut_device *device, weight_type type, int n_tokens) {
+    check_case c = case_random(type, 64, n_tokens, CHAIN_WIDTH, CHAIN_WIDTH);
+    const size_t n = (size_t)n_tokens * CHAIN_WIDTH;
+    bf16 *waiting = host_memory(n * sizeof *waiting), *overlapping = host_memory(n * sizeof *overlapping);
+    flute_error err = {0};
+    for (size_t i = 0; i < n; i++) c.x[i] = bf16_from_float(random_float()); // no gaps between the rows
+    bool good = chain_run(device, &c, false, waiting, &err) == FLUTE_OK &&
+                chain_run(device, &c, true, overlapping, &err) == FLUTE_OK;
+    if (!good)
+        printf("# %s M=%d, a row of products: %s\n", weight_type_name(type), n_tokens, err.message);
+    else if (memcmp(waiting, overlapping, n * sizeof *waiting) != 0) {
+        printf("# %s M=%d: products that overlap differ from ones that wait\n", weight_type_name(type),
+               n_tokens);
+        good = false;
+    }
+    free(waiting);
+    free(overlapping);
+    case_free(&c);
+    return good;
+}
+
 // One type and number of tokens, every group size.
 static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens) {
     bool good = true;
@@ -302,7 +354,8 @@ int main(int argc, char **argv) {
                 printf("ok %d # SKIP not asked for\n", t * n_counts + m + 1);
                 continue;
             }
-            const bool good = check_groups(&device, small, types[t], tokens_of[m]);
+            bool good = check_groups(&device, small, types[t], tokens_of[m]);
+            good = check_chain(&device, types[t], tokens_of[m]) && good;
             printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * n_counts + m + 1,
                    weight_type_name(types[t]), tokens_of[m]);
             fflush(stdout);

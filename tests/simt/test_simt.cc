@@ -285,6 +285,37 @@ static void test_streams_run_late(void **) {
     cudaFreeHost(pinned);
 }
 
+// One of a row of kernels that overlap: adds `step` to what the one before has left of every number, in
+// another block. What it keeps in static shared memory before it waits has to be there afterwards.
+static __global__ void chain_kernel(const int *from, int *to, int step, bool wait) {
+    __shared__ int kept[32];
+    dependents_launch();
+    kept[threadIdx.x] = step;
+    if (wait) dependency_wait();
+    __syncthreads();
+    const unsigned n = gridDim.x * 32, i = blockIdx.x * 32 + threadIdx.x;
+    to[i] = from[(i + 32) % n] + kept[31 - threadIdx.x];
+}
+
+static bool chain_is_right(int n_blocks, bool wait) {
+    std::vector<int> zeros((size_t)n_blocks * 32, 0);
+    device_array<int> a(zeros), b(zeros);
+    for (int i = 1; i <= 10; i++)
+        assert_int_equal(cuda_launch(chain_kernel, dim3((unsigned)n_blocks), 32, 0, nullptr, true,
+                                     i % 2 ? a.data : b.data, i % 2 ? b.data : a.data, i, wait),
+                         cudaSuccess);
+    bool right = true;
+    for (int v : a.read()) right = right && v == 55;
+    return right;
+}
+
+static void test_overlapped_launches(void **) {
+    for (int n_blocks : {1, 2, 5}) {
+        assert_true(chain_is_right(n_blocks, true));
+        assert_false(chain_is_right(n_blocks, false));
+    }
+}
+
 static void test_pageable_memory_is_staged(void **) {
     device_array<int> number(1);
     cudaStream_t stream;
@@ -498,6 +529,7 @@ int main() {
         cmocka_unit_test(test_ring_of_bulk_copies),
         cmocka_unit_test(test_groups_of_copies),
         cmocka_unit_test(test_streams_run_late),
+        cmocka_unit_test(test_overlapped_launches),
         cmocka_unit_test(test_pageable_memory_is_staged),
         cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_refusals),

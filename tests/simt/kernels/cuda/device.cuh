@@ -74,10 +74,13 @@ template <int GROUPS> __device__ __forceinline__ void copies_wait() {
     simt::copies_wait(GROUPS);
 }
 
-// Kernels of a stream do not overlap here.
-__device__ __forceinline__ void dependents_launch() {}
+__device__ __forceinline__ void dependents_launch() {
+    simt::dependents_launch();
+}
 
-__device__ __forceinline__ void dependency_wait() {}
+__device__ __forceinline__ void dependency_wait() {
+    simt::dependency_wait();
+}
 
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
     simt::block_meet(id, threads, false, "barrier_sync");
