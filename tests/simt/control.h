@@ -21,6 +21,9 @@ void simt_fail_launch(int n);
 size_t simt_allocated(void); // bytes of device and pinned memory now allocated
 long simt_launches(void);    // kernels run so far
 
+// A kernel that takes this many seconds of processor time is taken for one that never ends; 60 at first.
+void simt_set_patience(int seconds);
+
 // How threads and asynchronous copies interleave is drawn from this seed (and the number of the launch).
 void simt_set_seed(unsigned seed);
 

@@ -467,6 +467,17 @@ static __global__ void store_kernel(uint8_t *p) {
     *p = 0;
 }
 
+static __global__ void spinning_kernel(volatile int *flag) {
+    while (*flag != 1) {}
+}
+
+static void run_spinning() {
+    device_array<int> flag(1);
+    simt_set_patience(1);
+    launch(spinning_kernel, 1, 1, 0, flag.data);
+    cudaDeviceSynchronize();
+}
+
 static void run_store(size_t size, size_t at) {
     uint8_t *p;
     cudaMalloc(&p, size);
@@ -488,6 +499,7 @@ static const struct {
     {"byte 64 of shared memory was written, of 64", [] { launch(overflow_kernel, 1, 1, 64); }},
     {"not aligned to 16",
      [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
+    {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},
     {"4096 bytes behind the start of an allocation of 4096", [] { run_store(4096, 4096); }},
 };
