@@ -59,7 +59,7 @@ struct allocation {
 struct device {
     std::recursive_mutex mutex;
     int n_devices = 1, n_sms = 2, major = 9, minor = 0;
-    size_t memory = (size_t)8 << 30, used_device = 0, used_pinned = 0;
+    size_t memory = (size_t)1 << 30, used_device = 0, used_pinned = 0;
     int fail_allocation = 0, fail_launch = 0;
     int patience = 60; // seconds that a kernel may take
     std::map<uintptr_t, allocation> allocations;
