@@ -188,7 +188,7 @@ __device__ __forceinline__ void gemv_store_squares(const lut_params &p, float sq
         if (step < 8 || step >= 8 * TOKENS) squares += __shfl_xor_sync(~0u, squares, step);
     if (lane % 8 == 0 && lane / 8 < TOKENS) shared[warp * TOKENS + lane / 8] = squares;
     barrier_sync(1, GEMV_CONSUMERS);
-    if (threadIdx.x >= TOKENS || threadIdx.x >= p.n_tokens) return;
+    if ((int)threadIdx.x >= min((int)TOKENS, p.n_tokens)) return;
     float sum = 0.0f;
     for (int i = 0; i < GEMV_WARPS; i++) sum += shared[i * TOKENS + threadIdx.x];
     p.next.squares[threadIdx.x * LUT_MAX_PARTS + blockIdx.x] = sum;

@@ -57,7 +57,9 @@ enum norm_source {
 
 static norm_source norm_of(const backend_state *state, const step_op *op) {
     const step_op *before = op - 1;
-    if (op == state->ops || before->verb != VERB_PROJECT_ADD || !op->norm.weight) return NORM_KERNEL;
+    if (op == state->ops || before->verb != VERB_PROJECT_ADD || op->verb == VERB_PROJECT_ADD ||
+        !op->norm.weight)
+        return NORM_KERNEL;
     if (op->verb == VERB_HEAD && state->shape.n_runs > 0) return NORM_KERNEL; // of some rows only
     if (before->norm.weight) return NORM_DONE;
     const int n_rows = state->shape.n_rows;

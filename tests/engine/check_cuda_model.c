@@ -3,11 +3,11 @@
 // is no device.
 //
 //     check_cuda_model MODEL.flt...
-#include "tests/models/checkpoint.h"
+#include "tests/engine/placed_model.h"
 
 #include <math.h>
 
-#include "engine/flt.h"
+#include "tests/models/checkpoint.h"
 
 enum { N_IDS = 48, N_DECODED = 24, BLOCK_TOKENS = 32, N_SEQUENCES = 3 };
 static const double ALLOWED = 2e-2; // of the norm of a row of logits: bf16 activations against float32
@@ -18,49 +18,29 @@ static thread_pool *pool;
 static backend *ref, *gpu;
 
 typedef struct opened {
-    file_map map;
-    flt file;
-    checkpoint host, placed;
+    placed_model on_gpu;
+    checkpoint host, placed; // views of it
     int32_t ids[N_SEQUENCES][N_IDS + N_DECODED];
 } opened;
 
 static void open_model(opened *m, const char *path) {
     flute_error err = {0};
-    memset(m, 0, sizeof *m);
-    check(file_map_open(&m->map, path, &err), &err);
-    check(flt_parse(&m->file, m->map.data, m->map.size, path, &err), &err);
-    m->host.arch = m->placed.arch = m->file.arch;
-    m->host.tensors = m->file.tensors;
-    const int n = arch_n_tensors(&m->file.arch);
-    m->placed.tensors = (weight *)allocate((size_t)n, sizeof(weight));
-    for (int i = 0; i < n; i++)
-        if (m->file.tensors[i].data)
-            check(gpu->ops->weight_place(gpu, &m->file.tensors[i], &m->placed.tensors[i], &err), &err);
-    for (int i = 0; i < m->file.arch.n_ropes; i++) {
-        float *inv_freq = (float *)allocate((size_t)m->file.arch.head_dim / 2, sizeof(float));
-        rope_inv_freq(&m->file.arch.rope[i], m->file.arch.head_dim, inv_freq);
-        m->host.weights.inv_freq[i] = m->placed.weights.inv_freq[i] = inv_freq;
-    }
+    check(placed_model_open(&m->on_gpu, path, gpu, &err), &err);
+    m->host = (checkpoint){.arch = m->on_gpu.file.arch, .tensors = m->on_gpu.file.tensors};
+    m->placed = (checkpoint){.arch = m->on_gpu.file.arch, .tensors = m->on_gpu.tensors};
     m->host.weights.tensors = m->host.tensors, m->placed.weights.tensors = m->placed.tensors;
+    for (int i = 0; i < 2; i++)
+        m->host.weights.inv_freq[i] = m->placed.weights.inv_freq[i] = m->on_gpu.inv_freq[i];
     uint32_t random = 12345;
     for (int s = 0; s < N_SEQUENCES; s++)
         for (int i = 0; i < N_IDS + N_DECODED; i++) {
             random = random * 1664525u + 1013904223u;
-            m->ids[s][i] = (int32_t)((random >> 8) % (uint32_t)m->file.arch.n_vocab);
+            m->ids[s][i] = (int32_t)((random >> 8) % (uint32_t)m->host.arch.n_vocab);
         }
 }
 
-static void close_model(opened *m) {
-    for (int i = 0; i < arch_n_tensors(&m->file.arch); i++)
-        if (m->placed.tensors[i].data) gpu->ops->weight_release(gpu, &m->placed.tensors[i]);
-    free(m->placed.tensors);
-    for (int i = 0; i < 2; i++) free(m->host.weights.inv_freq[i]);
-    flt_free(&m->file);
-    file_map_close(&m->map);
-}
-
 static void *logits_for(const opened *m, int n) {
-    return allocate((size_t)n * (size_t)m->file.arch.n_vocab, sizeof(float));
+    return allocate((size_t)n * (size_t)m->host.arch.n_vocab, sizeof(float));
 }
 
 // Logits (n_rows, n_vocab) are near enough, and so is the token that greedy decoding takes.
@@ -92,7 +72,7 @@ static void step(runner *run, const piece *pieces, int n_pieces, float *logits) 
 // One sequence: prefill in pieces of the given lengths (the last repeats), then token by token.
 static void run_sequence(runner *run, const opened *m, int sequence, const int *lengths, int n_lengths,
                          float *logits) {
-    const size_t n_vocab = (size_t)m->file.arch.n_vocab;
+    const size_t n_vocab = (size_t)m->host.arch.n_vocab;
     for (int at = 0, i = 0, n; at < N_IDS + N_DECODED; at += n, i++) {
         n = lengths[i < n_lengths ? i : n_lengths - 1];
         if (n > N_IDS + N_DECODED - at) n = N_IDS + N_DECODED - at;
@@ -110,7 +90,7 @@ static void check_model(const char *path) {
     opened m;
     runner run, expected_run;
     open_model(&m, path);
-    const int n_vocab = m.file.arch.n_vocab, n = N_IDS + N_DECODED;
+    const int n_vocab = m.host.arch.n_vocab, n = N_IDS + N_DECODED;
     const size_t bytes = (size_t)n * (size_t)n_vocab * sizeof(float);
     float *expected = logits_for(&m, n), *got = logits_for(&m, n), *again = logits_for(&m, n);
     open_runner(&expected_run, &m.host, ref);
@@ -148,7 +128,7 @@ static void check_model(const char *path) {
     free(rows), free(rows_expected), free(expected), free(got), free(again);
     runner_close(&run);
     runner_close(&expected_run);
-    close_model(&m);
+    placed_model_close(&m.on_gpu);
 }
 
 // The token that the GPU samples is the largest of the logits that it computed.
@@ -168,12 +148,12 @@ static void test_greedy_takes_the_largest_logit(void **unused) {
         int32_t token = -1, best = 0;
         check(runner_step(&run, &(piece){0, at, 1, m.ids[0] + at}, 1, NULL, &token, &err), &err);
         const float *logits = gpu->ops->logits(run.state, 0);
-        for (int i = 0; i < m.file.arch.n_vocab; i++)
+        for (int i = 0; i < m.host.arch.n_vocab; i++)
             if (logits[i] > logits[best]) best = i;
         assert_int_equal(token, best);
     }
     runner_close(&run);
-    close_model(&m);
+    placed_model_close(&m.on_gpu);
 }
 
 int main(int argc, char **argv) {
