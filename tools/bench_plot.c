@@ -233,6 +233,7 @@ typedef struct frame {
     const plot_panel *panel;
     double left, top, right, bottom; // of the area inside the axes
     axis x, y;
+    bool dodge; // whiskers of series at the same x stand side by side
 } frame;
 
 static double frame_x(const frame *f, double v) {
@@ -286,32 +287,34 @@ static void draw_limit(const frame *f) {
     if (x1 >= x2) return;
     const double left = frame_x(f, x1), right = frame_x(f, x2), low = frame_y(f, y1), high = frame_y(f, y2);
     put_line(f->out, "limit", left, low, right, high);
-    const double at = panel->roof > 0 ? 0.5 : 0.02;
-    fprintf(f->out,
-            "<text transform=\"translate(%.1f %.1f) rotate(%.2f)\" dy=\"-6\" class=\"soft\" font-size=\"11\" "
-            "text-anchor=\"%s\">",
-            left + at * (right - left), low + at * (high - low),
-            atan2(high - low, right - left) * 57.29577951308232, panel->roof > 0 ? "middle" : "start");
-    put_escaped(f->out, panel->limit_name);
-    fputs("</text>\n", f->out);
+    // Its name: above a level line, else beside the upper end, on the side where there is room.
+    const bool leftwards = panel->roof > 0 && right > 0.5 * (f->left + f->right);
+    char attributes[80];
+    snprintf(attributes, sizeof attributes, "class=\"soft\" font-size=\"11\" text-anchor=\"%s\"",
+             leftwards ? "end" : "start");
+    if (panel->roof > 0)
+        put_text(f->out, right + (leftwards ? -14 : 10), high + 14, attributes, panel->limit_name);
+    else
+        put_text(f->out, left + 8, low - 6, attributes, panel->limit_name);
 }
 
 static void draw_series(const frame *f, int index) {
     const plot_series *series = &f->panel->series[index];
     const char *color = colors[index % N_COLORS];
+    const double aside = f->dodge ? 7 * (index - 0.5 * (f->panel->n_series - 1)) : 0;
     if (series->line && series->n > 1) {
         fprintf(
             f->out,
             "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" stroke-linejoin=\"round\" points=\"",
             color);
         for (int i = 0; i < series->n; i++)
-            fprintf(f->out, "%s%.1f,%.1f", i ? " " : "", frame_x(f, series->points[i].x),
+            fprintf(f->out, "%s%.1f,%.1f", i ? " " : "", frame_x(f, series->points[i].x) + aside,
                     frame_y(f, series->points[i].y));
         fputs("\"/>\n", f->out);
     }
     for (int i = 0; i < series->n; i++) {
         const plot_point *point = &series->points[i];
-        const double x = frame_x(f, point->x), y = frame_y(f, point->y);
+        const double x = frame_x(f, point->x) + aside, y = frame_y(f, point->y);
         if (point->high > point->y) {
             const double high = frame_y(f, point->high);
             fprintf(f->out,
@@ -345,14 +348,16 @@ static void draw_panel(FILE *out, const plot_panel *panel, double left, double t
             left, top, width, PANEL_HEIGHT);
     put_text(out, left + 16, top + 22, "class=\"ink\" font-size=\"14\" font-weight=\"600\"", panel->title);
     const double legend = draw_legend(out, panel, left + 16, top + TITLE_HEIGHT + 2, width - 32);
-    const frame f = {.out = out,
-                     .panel = panel,
-                     .left = left + MARGIN_LEFT,
-                     .top = top + TITLE_HEIGHT + legend + 16,
-                     .right = left + width - MARGIN_RIGHT,
-                     .bottom = top + PANEL_HEIGHT - MARGIN_BOTTOM,
-                     .x = axis_fit(panel, true),
-                     .y = axis_fit(panel, false)};
+    frame f = {.out = out,
+               .panel = panel,
+               .left = left + MARGIN_LEFT,
+               .top = top + TITLE_HEIGHT + legend + 16,
+               .right = left + width - MARGIN_RIGHT,
+               .bottom = top + PANEL_HEIGHT - MARGIN_BOTTOM,
+               .x = axis_fit(panel, true),
+               .y = axis_fit(panel, false)};
+    for (int i = 0; i < panel->n_series; i++)
+        for (int j = 0; j < panel->series[i].n; j++) f.dodge |= panel->series[i].points[j].high > 0;
     draw_axes(&f);
     draw_limit(&f);
     for (int i = 0; i < panel->n_series; i++) draw_series(&f, i);

@@ -108,7 +108,7 @@ static void plot_roofline(plot *p, const bench_report *report) {
     char name[64];
     panel->wide = true;
     panel->roof = report->read_bandwidth / 1e9;
-    snprintf(panel->limit_name, sizeof panel->limit_name, "memory reads at %.4g GB/s", panel->roof);
+    snprintf(panel->limit_name, sizeof panel->limit_name, "memory reads at %.3g GB/s", panel->roof);
     for (int i = 0; i < report->n_decode; i++) {
         const bench_decode_record *r = &report->decode[i];
         plot_point point = {r->intensity, r->flops / 1e9, 0, ""};
@@ -138,7 +138,7 @@ static void plot_decode(plot *p, const bench_report *report) {
     plot_panel *step = plot_add_panel(p, "Decode: time per step, median and 99th percentile", batch,
                                       PLOT_VALUES, "ms per step", PLOT_LOG);
     share->limit = 100;
-    snprintf(share->limit_name, sizeof share->limit_name, "memory reads at %.4g GB/s",
+    snprintf(share->limit_name, sizeof share->limit_name, "memory reads at %.3g GB/s",
              report->read_bandwidth / 1e9);
     for (int i = 0; i < report->n_decode; i++) {
         const bench_decode_record *r = &report->decode[i];
@@ -203,7 +203,7 @@ static void fill_plot(plot *p, const bench_report *report) {
     else
         snprintf(p->title, sizeof p->title, "flute kernels on random weights");
     snprintf(p->subtitle, sizeof p->subtitle,
-             "%s \xc2\xb7 reads %.4g GB/s \xc2\xb7 %s \xc2\xb7 flute-bench %s", report->device,
+             "%s \xc2\xb7 reads %.3g GB/s \xc2\xb7 %s \xc2\xb7 flute-bench %s", report->device,
              report->read_bandwidth / 1e9, report->date, flute_version());
     if (report->n_decode || report->n_prefill || report->n_kernels) plot_roofline(p, report);
     if (report->n_decode) plot_decode(p, report);
