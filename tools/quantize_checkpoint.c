@@ -277,15 +277,7 @@ static int read_tokenizer(checkpoint *c, flute_error *err) {
     char path[4096];
     tokenizer *tok = NULL;
     int code = tokenizer_find(c->job.options->input, &c->tokenizer, &c->blob, &c->blob_size, err);
-    if (code) return code;
-    if (c->tokenizer == TOKENIZER_NONE) {
-        if (!c->job.options->quiet)
-            fprintf(stderr,
-                    "%s: neither tokenizer.model nor tokenizer.json is there: the model will take token ids "
-                    "only\n",
-                    c->job.options->input);
-        return FLUTE_OK;
-    }
+    if (code || c->tokenizer == TOKENIZER_NONE) return code;
     snprintf(path, sizeof path, "%s/tokenizer.json", c->job.options->input);
     if (c->tokenizer == TOKENIZER_SENTENCEPIECE || access(path, F_OK) != 0)
         snprintf(path, sizeof path, "%s/tokenizer.model", c->job.options->input);
@@ -316,6 +308,11 @@ int quantize_checkpoint(const quantize_options *options, thread_pool *pool, flut
     } else {
         code = flt_writer_commit(c->writer, err);
         if (!code && !options->quiet) quantize_job_print(&c->job);
+        if (!code && !options->quiet && c->tokenizer == TOKENIZER_NONE)
+            fprintf(
+                stderr,
+                "%s: neither tokenizer.model nor tokenizer.json is there: the model takes token ids only\n",
+                options->input);
     }
     safetensors_free(c->tensors);
     free(c->blob);

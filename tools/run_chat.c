@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #ifdef FLUTE_HAVE_EDIT
+#include <locale.h>
+
 #include <editline/readline.h>
 #endif
 
@@ -77,6 +79,13 @@ static int answer(generator *g, conversation *c, const char *message, flute_erro
     return code;
 }
 
+// Line editing drops what is not in the locale's encoding; text is UTF-8 here, whatever the locale.
+static void prepare_editing(void) {
+#ifdef FLUTE_HAVE_EDIT
+    if (!setlocale(LC_CTYPE, "C.UTF-8")) setlocale(LC_CTYPE, "");
+#endif
+}
+
 // The next line without its newline, malloc'd; *line is NULL at the end of the input.
 static int read_line(bool terminal, char **line, flute_error *err) {
     static const char prompt[] = "> ";
@@ -138,6 +147,7 @@ int run_chat(generator *g, const run_options *options, const char *first_message
                                "Ctrl-C  stops an answer; at the prompt, ends\n";
     const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     conversation c = {0};
+    if (terminal) prepare_editing();
     int code = options->system ? conversation_add(&c, "system", options->system, err) : FLUTE_OK;
     const size_t start = c.n;
     if (!code && first_message) code = answer_or_explain(g, &c, first_message, terminal, err);
