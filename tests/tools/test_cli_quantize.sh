@@ -154,6 +154,14 @@ else
     refuses 1 'locked/x.flt: cannot write: permission denied; *' "$quantize" --quiet -o locked/x.flt tiny
 fi
 
+# ---- Random models: every shape is known, and its first bytes are refused by a file-size limit
+
+for name in llama-3-8b llama-3.2-1b llama-3-70b gemma-2-9b gemma-2-27b; do
+    (ulimit -f 8 && "$quantize" --quiet --random "$name" --bits 2 -o random.flt) 2>err.txt
+    check "--random $name begins" grep -q '^flute-quantize: random.flt: cannot write: .* (ulimit -f)' err.txt
+done
+check 'and leaves nothing' no_leftovers
+
 # ---- Signals. `set -m` gives children the default actions, which a script's background jobs do not have.
 
 set -m
