@@ -9,6 +9,7 @@
 
 #include <yyjson.h>
 
+#include "engine/base/file.h"
 #include "engine/flute.h"
 #include "kernels/weight.h"
 
@@ -103,10 +104,10 @@ int bench_latency(flute_model *model, const bench_options *options, bench_report
 int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err);
 
 void bench_report_json(const bench_report *report, yyjson_mut_doc *doc);
-// Writes the charts to a file whose name ends in .svg or .html; FLUTE_EINVAL for another one.
-int bench_report_plot(const bench_report *report, const char *path, flute_error *err);
-// Whether bench_report_plot would take this name: asked before anything is measured.
+// Whether a plot can have this name: .svg and .html are known. FLUTE_EINVAL if not.
 int bench_plot_check(const char *path, flute_error *err);
+// Draws the charts into the file, in the format that its name asks for.
+int bench_report_plot(const bench_report *report, const char *path, file_writer *writer, flute_error *err);
 
 // ---- Devices of `kernels`
 
@@ -116,6 +117,7 @@ typedef struct bench_product {
     int64_t n, k;
     int group_size;      // of quantized weights
     const bench_list *m; // rows of x; each is measured
+    int repeats;
 } bench_product;
 
 typedef struct bench_device {

@@ -50,7 +50,8 @@ static int measure_shape(const bench_device *device, void *state, const bench_op
                          flute_error *err) {
     double dense[BENCH_MAX_VALUES] = {0}, seconds[BENCH_MAX_VALUES] = {0};
     for (int i = 0; i < options->n_types; i++) {
-        const bench_product product = {options->types[i], shape[0], shape[1], options->group_size, rows};
+        const bench_product product = {options->types[i],   shape[0], shape[1],
+                                       options->group_size, rows,     options->repeats};
         int code = device->measure(state, &product, seconds, err);
         if (code) return code;
         if (i == 0) memcpy(dense, seconds, sizeof dense);

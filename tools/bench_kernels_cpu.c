@@ -9,7 +9,7 @@
 #include "tools/bench.h"
 #include "tools/cli.h"
 
-enum { ROTATE_BYTES = 320 << 20, MAX_COPIES = 512, PASS_REPEATS = 5 };
+enum { ROTATE_BYTES = 320 << 20, MAX_COPIES = 512 };
 
 typedef struct packed { // a random matrix in host memory and where the backend placed it
     weight host, placed;
@@ -105,7 +105,7 @@ static int setup_create(kernel_setup *setup, backend *be, thread_pool *pool, wei
 }
 
 // Median seconds of one product with M rows.
-static int setup_measure(kernel_setup *setup, int m, double *seconds, flute_error *err) {
+static int setup_measure(kernel_setup *setup, int m, int repeats, double *seconds, flute_error *err) {
     const backend_ops *ops = setup->be->ops;
     const weight *first = &setup->copies[0].host;
     const kernel_dims dims = {.hidden = (int)first->n_rows,
@@ -120,9 +120,9 @@ static int setup_measure(kernel_setup *setup, int m, double *seconds, flute_erro
     backend_state *state = NULL;
     kv_pool pool = {0};
     int code = FLUTE_OK;
-    double times[PASS_REPEATS];
+    double *times = calloc((size_t)repeats, sizeof *times);
     int32_t *zeros = calloc((size_t)m, sizeof *zeros), *positions = calloc((size_t)m, sizeof *positions);
-    if (!zeros || !positions) {
+    if (!times || !zeros || !positions) {
         code = fail_memory(err, (uint64_t)m * sizeof *zeros, "a batch");
         goto done;
     }
@@ -137,7 +137,7 @@ static int setup_measure(kernel_setup *setup, int m, double *seconds, flute_erro
     if ((code = ops->kv_create(setup->be, &dims, m, 1, &pool, err)) ||
         (code = ops->state_create(setup->be, &dims, &state, err)))
         goto done;
-    for (int repeat = -1; repeat < PASS_REPEATS; repeat++) { // the first, uncounted, warms up
+    for (int repeat = -1; repeat < repeats; repeat++) { // the first, uncounted, warms up
         ops->begin(state, &batch, &pool);
         ops->embed(state, &setup->embedding.placed, 1.0f);
         ops->gate_up(state, &(gate_up_args){.norm = {.weight = NULL}, .weight = &setup->gate_up.placed});
@@ -149,10 +149,11 @@ static int setup_measure(kernel_setup *setup, int m, double *seconds, flute_erro
         if ((code = ops->finish(state, err))) goto done;
         if (repeat >= 0) times[repeat] = (cli_now() - start) / setup->n_copies;
     }
-    *seconds = bench_median(times, PASS_REPEATS);
+    *seconds = bench_median(times, repeats);
 done:
     if (state) ops->state_free(state);
     if (pool.data) ops->kv_free(setup->be, &pool);
+    free(times);
     free(zeros);
     free(positions);
     return code;
@@ -197,7 +198,7 @@ static int cpu_measure(void *state, const bench_product *product, double *second
     int code = setup_create(&setup, cpu->be, cpu->pool, product->type, product->n, product->k,
                             product->group_size, err);
     for (int i = 0; !code && i < product->m->n; i++)
-        code = setup_measure(&setup, product->m->values[i], &seconds[i], err);
+        code = setup_measure(&setup, product->m->values[i], product->repeats, &seconds[i], err);
     setup_release(&setup);
     return code;
 }

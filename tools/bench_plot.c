@@ -227,6 +227,8 @@ static void format_tick(char *text, size_t size, double v) {
         snprintf(text, size, "%g", v);
 }
 
+enum { MAX_LABELS = 128 };
+
 // A panel at its place on the page.
 typedef struct frame {
     FILE *out;
@@ -234,6 +236,8 @@ typedef struct frame {
     double left, top, right, bottom; // of the area inside the axes
     axis x, y;
     bool dodge; // whiskers of series at the same x stand side by side
+    int n_labels;
+    double labels[MAX_LABELS][2];
 } frame;
 
 static double frame_x(const frame *f, double v) {
@@ -298,7 +302,16 @@ static void draw_limit(const frame *f) {
         put_text(f->out, left + 8, low - 6, attributes, panel->limit_name);
 }
 
-static void draw_series(const frame *f, int index) {
+// The label of a point, unless it would run into another one.
+static void draw_label(frame *f, double x, double y, const char *text) {
+    for (int i = 0; i < f->n_labels; i++)
+        if (fabs(f->labels[i][0] - x) < 26 && fabs(f->labels[i][1] - y) < 11) return;
+    if (!text[0] || f->n_labels == MAX_LABELS) return;
+    f->labels[f->n_labels][0] = x, f->labels[f->n_labels++][1] = y;
+    put_text(f->out, x, y, "class=\"soft\" font-size=\"10\"", text);
+}
+
+static void draw_series(frame *f, int index) {
     const plot_series *series = &f->panel->series[index];
     const char *color = colors[index % N_COLORS];
     const double aside = f->dodge ? 7 * (index - 0.5 * (f->panel->n_series - 1)) : 0;
@@ -323,7 +336,7 @@ static void draw_series(const frame *f, int index) {
                     x, y, high, x - 3, high, color);
         }
         put_marker(f->out, index, x, y);
-        if (point->label[0]) put_text(f->out, x + 7, y - 5, "class=\"soft\" font-size=\"10\"", point->label);
+        draw_label(f, x + 7, y - 5, point->label);
     }
 }
 

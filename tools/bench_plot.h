@@ -8,7 +8,7 @@
 
 #include "engine/flute.h"
 
-enum { PLOT_MAX_SERIES = 64, PLOT_MAX_PANELS = 48 };
+enum { PLOT_MAX_SERIES = 64, PLOT_MAX_PANELS = 80 };
 
 typedef struct plot_point {
     double x, y;    // positive where the axis is logarithmic

@@ -129,6 +129,12 @@ static void plot_roofline(plot *p, const bench_report *report) {
     }
 }
 
+static void limit_share(plot_panel *panel, const bench_report *report) {
+    panel->limit = 100;
+    snprintf(panel->limit_name, sizeof panel->limit_name, "memory reads at %.3g GB/s",
+             report->read_bandwidth / 1e9);
+}
+
 static void plot_decode(plot *p, const bench_report *report) {
     static const char batch[] = "batch (sequences per step)";
     plot_panel *rate = plot_add_panel(p, "Decode: tokens per second, all sequences together", batch,
@@ -137,9 +143,7 @@ static void plot_decode(plot *p, const bench_report *report) {
                                        "% of read bandwidth", PLOT_LINEAR);
     plot_panel *step = plot_add_panel(p, "Decode: time per step, median and 99th percentile", batch,
                                       PLOT_VALUES, "ms per step", PLOT_LOG);
-    share->limit = 100;
-    snprintf(share->limit_name, sizeof share->limit_name, "memory reads at %.3g GB/s",
-             report->read_bandwidth / 1e9);
+    limit_share(share, report);
     for (int i = 0; i < report->n_decode; i++) {
         const bench_decode_record *r = &report->decode[i];
         char name[48];
@@ -177,19 +181,25 @@ static void plot_latency(plot *p, const bench_report *report) {
     }
 }
 
-// A panel for each shape; records of a shape are adjacent.
+// Two panels for each shape; records of a shape are adjacent.
 static void plot_kernels(plot *p, const bench_report *report) {
-    plot_panel *panel = NULL;
+    static const char rows[] = "M (rows of activations)";
+    plot_panel *time = NULL, *share = NULL;
     for (int i = 0; i < report->n_kernels; i++) {
         const bench_kernel_record *r = &report->kernels[i], *before = i ? r - 1 : NULL;
+        const char *type = weight_type_name(r->type);
         if (!before || before->n != r->n || before->k != r->k) {
             char title[96];
-            snprintf(title, sizeof title, "%lld \xc3\x97 %lld: time of one product", (long long)r->n,
+            snprintf(title, sizeof title, "%lld \xc3\x97 %lld: time", (long long)r->n, (long long)r->k);
+            time = plot_add_panel(p, title, rows, PLOT_VALUES, "\xc2\xb5s for one product", PLOT_LOG);
+            snprintf(title, sizeof title, "%lld \xc3\x97 %lld: share of the read bandwidth", (long long)r->n,
                      (long long)r->k);
-            panel = plot_add_panel(p, title, "M (rows of activations)", PLOT_VALUES, "\xc2\xb5s", PLOT_LOG);
+            share = plot_add_panel(p, title, rows, PLOT_VALUES, "% of read bandwidth", PLOT_LINEAR);
+            limit_share(share, report);
         }
-        plot_add(p, plot_find_series(panel, weight_type_name(r->type), true),
-                 (plot_point){r->m, r->seconds * 1e6, 0, ""});
+        plot_add(p, plot_find_series(time, type, true), (plot_point){r->m, r->seconds * 1e6, 0, ""});
+        plot_add(p, plot_find_series(share, type, true),
+                 (plot_point){r->m, 100 * r->bytes / report->read_bandwidth, 0, ""});
     }
 }
 
@@ -223,43 +233,33 @@ int bench_plot_check(const char *path, flute_error *err) {
     return fail(err, FLUTE_EINVAL, "--plot: '%s' ends neither in .svg nor in .html", path);
 }
 
-static int write_file(const char *path, const char *data, size_t size, flute_error *err) {
-    file_writer *writer = file_writer_open(path, err);
-    if (!writer) return err->code;
-    const int code = file_writer_append(writer, data, size, err);
-    if (code) {
-        file_writer_abort(writer);
-        return code;
-    }
-    return file_writer_commit(writer, err);
-}
+static const char page_begin[] = "<!doctype html>\n"
+                                 "<html lang=\"en\">\n"
+                                 "<meta charset=\"utf-8\">\n"
+                                 "<title>flute-bench</title>\n"
+                                 "<style>\n"
+                                 "  :root { color-scheme: light dark }\n"
+                                 "  body { margin: 0 }\n"
+                                 "  svg { display: block; margin: auto; max-width: 100%; height: auto }\n"
+                                 "</style>\n";
 
-int bench_report_plot(const bench_report *report, const char *path, flute_error *err) {
-    int code = bench_plot_check(path, err);
-    if (code) return code;
+int bench_report_plot(const bench_report *report, const char *path, file_writer *writer, flute_error *err) {
     plot *p = plot_create(err);
     if (!p) return FLUTE_ENOMEM;
+    int code = FLUTE_OK;
     char *text = NULL;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (out) {
         fill_plot(p, report);
-        if (is_html(path))
-            fputs(
-                "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>flute-bench</title>\n"
-                "<style>:root { color-scheme: light dark } body { margin: 0 } svg { display: block; margin: "
-                "auto; "
-                "max-width: 100%; height: auto }</style>\n",
-                out);
-        else
-            fputs("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n", out);
+        fputs(is_html(path) ? page_begin : "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n", out);
         plot_write_svg(p, out);
         if (is_html(path)) fputs("</html>\n", out);
     }
     if (!out || fclose(out) || p->out_of_memory)
         code = fail(err, FLUTE_ENOMEM, "%s: out of memory for the plot", path);
     else
-        code = write_file(path, text, size, err);
+        code = file_writer_append(writer, text, size, err);
     free(text);
     plot_free(p);
     return code;

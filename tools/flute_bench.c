@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "engine/base/fail.h"
+#include "engine/base/file.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
 
@@ -231,11 +232,9 @@ static int parse_option(int option, const char *text, bench_options *o, flute_er
     case OPT_PLOT:
         o->plot_path = text;
         return bench_plot_check(text, err);
-    case OPT_JSON:
+    default: // OPT_JSON
         o->json = true;
         return FLUTE_OK;
-    default:
-        return fail(err, FLUTE_EINVAL, "see flute-bench --help");
     }
 }
 
@@ -269,34 +268,51 @@ static int bench_model(flute_model *model, const bench_options *options, bench_r
     return code;
 }
 
-static int write_results(const bench_options *options, const bench_report *report, flute_error *err) {
-    int code = FLUTE_OK;
-    if (options->json) {
-        yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
-        if (!doc) return fail(err, FLUTE_ENOMEM, "out of memory for the results");
-        bench_report_json(report, doc);
-        code = cli_put_json(doc, err);
-        yyjson_mut_doc_free(doc);
-    }
-    if (!code && options->plot_path) code = bench_report_plot(report, options->plot_path, err);
-    return code ? code : cli_flush(err);
+static int write_json(const bench_report *report, flute_error *err) {
+    yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
+    if (!doc) return fail(err, FLUTE_ENOMEM, "out of memory for the results");
+    bench_report_json(report, doc);
+    const int code = cli_put_json(doc, err);
+    yyjson_mut_doc_free(doc);
+    return code;
 }
 
-static int run(const bench_options *options, bench_report *report, flute_error *err) {
+static int measure(const bench_options *options, bench_report *report, flute_error *err) {
     FILE *out = options->json ? NULL : stdout;
     flute_model *model = NULL;
-    int code;
+    file_writer *plot = NULL;
+    char path[PATH_MAX];
+    int code = FLUTE_OK;
+    // Opened first: a folder that does not exist should not be found out after minutes of measuring.
+    if (options->plot_path && !(plot = file_writer_open(options->plot_path, err))) return err->code;
     if (strcmp(report->command, "kernels") == 0) {
         code = bench_kernels(options, report, out, err);
     } else {
-        char path[PATH_MAX];
-        if (!options->model_path && (code = cli_default_model(path, sizeof path, err))) return code;
-        code =
-            flute_model_open(&model, options->model_path ? options->model_path : path, &options->model, err);
+        if (!options->model_path) code = cli_default_model(path, sizeof path, err);
+        if (!code)
+            code = flute_model_open(&model, options->model_path ? options->model_path : path, &options->model,
+                                    err);
         if (!code) code = bench_model(model, options, report, out, err);
     }
-    if (!code) code = write_results(options, report, err);
-    flute_model_free(model); // the report refers to it
+    if (!code && options->json) code = write_json(report, err);
+    if (!code) code = cli_flush(err);
+    if (!code && plot) code = bench_report_plot(report, options->plot_path, plot, err);
+    if (!code && plot)
+        code = file_writer_commit(plot, err);
+    else
+        file_writer_abort(plot);
+    flute_model_free(model); // after the results, which refer to it
+    return code;
+}
+
+static int run(const char *command, const bench_options *options, flute_error *err) {
+    bench_report *report = calloc(1, sizeof *report);
+    if (!report) return fail_memory(err, sizeof *report, "the results");
+    const time_t now = time(NULL);
+    strftime(report->date, sizeof report->date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
+    report->command = command;
+    const int code = measure(options, report, err);
+    free(report);
     return code;
 }
 
@@ -305,7 +321,8 @@ static int parse_command(int argc, char **argv, const char **command, flute_erro
     static const char *const names[] = {"all", "prefill", "decode", "latency", "kernels", NULL};
     int index = 0;
     if (argc - optind > 1) return fail(err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind + 1]);
-    if (optind < argc && cli_parse_name("flute-bench", argv[optind], names, &index, err)) return FLUTE_EINVAL;
+    if (optind < argc && cli_parse_name("what to measure", argv[optind], names, &index, err))
+        return FLUTE_EINVAL;
     *command = names[index];
     return FLUTE_OK;
 }
@@ -313,21 +330,22 @@ static int parse_command(int argc, char **argv, const char **command, flute_erro
 int main(int argc, char **argv) {
     bench_options options = defaults;
     flute_error err = {0};
-    for (int option; (option = getopt_long(argc, argv, "m:c:n:t:h", long_options, NULL)) != -1;) {
-        if (option == 'h') return fputs(usage, stdout) < 0;
-        if (option == OPT_VERSION) return printf("flute-bench %s\n", flute_version()) < 0;
-        if (option == '?') return CLI_USAGE; // getopt has said why
-        if (parse_option(option, optarg, &options, &err)) return cli_fail("flute-bench", &err, true);
+    const char *command = NULL;
+    int code = FLUTE_OK;
+    cli_set_signals();
+    for (int option;
+         !code && (option = cli_next_option(argc, argv, ":m:c:n:t:h", long_options, &err)) != -1;) {
+        if (option == '?') return cli_fail("flute-bench", &err, true);
+        if (option == 'h' || option == OPT_VERSION) {
+            if (option == 'h')
+                fputs(usage, stdout);
+            else
+                printf("flute-bench %s\n", flute_version());
+            return cli_flush(&err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+        }
+        code = parse_option(option, optarg, &options, &err);
     }
-    bench_report *report = calloc(1, sizeof *report);
-    if (!report) {
-        fail_memory(&err, sizeof *report, "the results");
-        return cli_fail("flute-bench", &err, false);
-    }
-    const time_t now = time(NULL);
-    strftime(report->date, sizeof report->date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
-    int code = parse_command(argc, argv, &report->command, &err);
-    if (!code) code = run(&options, report, &err);
-    free(report);
-    return code ? cli_fail("flute-bench", &err, code == FLUTE_EINVAL) : CLI_OK;
+    if (!code) code = parse_command(argc, argv, &command, &err);
+    if (code) return cli_fail("flute-bench", &err, true);
+    return run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
 }
