@@ -125,7 +125,7 @@ typedef struct bench_device {
     int n_shapes; // what is measured unless the command line says otherwise
     int64_t shapes[BENCH_MAX_VALUES][2];
     bench_list rows;
-    // *state is the device's own; close takes what open left there, also after a failure.
+    // *state is the device's own, NULL at first; close takes what open left there, also after a failure.
     int (*open)(const bench_options *options, void **state, flute_error *err);
     void (*close)(void *state);
     const char *(*describe)(void *state);

@@ -9,12 +9,18 @@
 // A second device is another entry.
 static const bench_device *const devices[] = {&bench_device_cpu};
 
-static const bench_device *find_device(flute_device wanted) {
-    const int n = sizeof devices / sizeof *devices;
-    if (wanted == FLUTE_DEVICE_AUTO) return devices[n - 1];
-    for (int i = 0; i < n; i++)
-        if (devices[i]->id == wanted) return devices[i];
-    return NULL;
+// The wanted device, or the last one of the table that opens.
+static int open_device(const bench_options *options, const bench_device **device, void **state,
+                       flute_error *err) {
+    const flute_device wanted = options->model.device;
+    int code = fail(err, FLUTE_EUNSUPPORTED, "flute-bench kernels: not on this device; use --device cpu");
+    for (int i = sizeof devices / sizeof *devices - 1; code && i >= 0; i--) {
+        if (wanted != FLUTE_DEVICE_AUTO && devices[i]->id != wanted) continue;
+        *device = devices[i], *state = NULL;
+        code = devices[i]->open(options, state, err);
+        if (code) devices[i]->close(*state);
+    }
+    return code;
 }
 
 static void fill_record(bench_kernel_record *record, const bench_product *product, int m, double seconds,
@@ -65,22 +71,19 @@ static int measure_shape(const bench_device *device, void *state, const bench_op
 }
 
 int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err) {
-    const bench_device *device = find_device(options->model.device);
-    if (!device)
-        return fail(err, FLUTE_EUNSUPPORTED, "this build has no kernels for that device; use --device cpu");
+    const bench_device *device = NULL;
+    void *state = NULL;
+    int code = open_device(options, &device, &state, err);
+    if (code) return code;
     const int n_shapes = options->n_shapes ? options->n_shapes : device->n_shapes;
     const int64_t(*shapes)[2] = options->n_shapes ? options->shapes : device->shapes;
     const bench_list *rows = options->rows.n ? &options->rows : &device->rows;
-    void *state = NULL;
-    int code = device->open(options, &state, err);
-    if (!code) {
-        snprintf(report->device, sizeof report->device, "%s", device->describe(state));
-        report->read_bandwidth = device->read_bandwidth(state);
-        if (out)
-            fprintf(out, "%s\nread bandwidth %.1f GB/s\n\n%-14s %-5s %5s %5s %10s %8s %7s %9s %8s\n",
-                    report->device, report->read_bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",
-                    "% read", "GFLOP/s", "vs bf16");
-    }
+    snprintf(report->device, sizeof report->device, "%s", device->describe(state));
+    report->read_bandwidth = device->read_bandwidth(state);
+    if (out)
+        fprintf(out, "%s\nread bandwidth %.1f GB/s\n\n%-14s %-5s %5s %5s %10s %8s %7s %9s %8s\n",
+                report->device, report->read_bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",
+                "% read", "GFLOP/s", "vs bf16");
     for (int i = 0; !code && i < n_shapes; i++)
         code = measure_shape(device, state, options, shapes[i], rows, report, out, err);
     device->close(state);

@@ -258,8 +258,8 @@ int bench_latency(flute_model *model, const bench_options *options, bench_report
     if (options->n_generate < 2)
         return fail(err, FLUTE_EINVAL, "--generate: the time between two tokens takes at least 2");
     if (out)
-        fprintf(out, "\nlatency, ms%15s %29s\n%8s %6s %9s %9s %9s %9s %9s %9s\n",
-                "first token:", "next token:", "prompt", "batch", "p50", "p90", "p99", "p50", "p90", "p99");
+        fprintf(out, "\n%-15s%30s%30s\n%8s %6s %9s %9s %9s %9s %9s %9s\n", "latency, ms", "first token",
+                "next token", "prompt", "batch", "p50", "p90", "p99", "p50", "p90", "p99");
     for (int i = 0; i < prompts->n * batches->n; i++) {
         const int prompt = prompts->values[i / batches->n], batch = batches->values[i % batches->n];
         bench_latency_record *r = &report->latency[report->n_latency];

@@ -269,11 +269,10 @@ static void draw_axes(const frame *f) {
     put_line(out, "axis", f->left, f->bottom, f->right, f->bottom);
     put_text(out, 0.5 * (f->left + f->right), f->bottom + 36,
              "class=\"ink\" font-size=\"12\" text-anchor=\"middle\"", f->panel->x_label);
-    snprintf(text, sizeof text, "%.1f %.1f", f->left - 46, 0.5 * (f->top + f->bottom));
     fprintf(out,
-            "<text transform=\"translate(%s) rotate(-90)\" class=\"ink\" font-size=\"12\" "
+            "<text transform=\"translate(%.1f %.1f) rotate(-90)\" class=\"ink\" font-size=\"12\" "
             "text-anchor=\"middle\">",
-            text);
+            f->left - 46, 0.5 * (f->top + f->bottom));
     put_escaped(out, f->panel->y_label);
     fputs("</text>\n", out);
 }
