@@ -46,8 +46,10 @@ void plot_add(plot *p, plot_series *series, plot_point point) {
         p->out_of_memory = true;
         return;
     }
+    int at = series->n++;
+    for (; at > 0 && points[at - 1].x > point.x; at--) points[at] = points[at - 1];
+    points[at] = point;
     series->points = points;
-    points[series->n++] = point;
 }
 
 // ---- Axes
@@ -313,7 +315,8 @@ static void draw_label(frame *f, double x, double y, const char *text) {
 static void draw_series(frame *f, int index) {
     const plot_series *series = &f->panel->series[index];
     const char *color = colors[index % N_COLORS];
-    const double aside = f->dodge ? 7 * (index - 0.5 * (f->panel->n_series - 1)) : 0;
+    const double step = fmin(7, 60.0 / f->panel->n_series),
+                 aside = f->dodge ? step * (index - 0.5 * (f->panel->n_series - 1)) : 0;
     if (series->line && series->n > 1) {
         fprintf(
             f->out,

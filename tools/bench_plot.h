@@ -55,6 +55,7 @@ plot_panel *plot_add_panel(plot *p, const char *title, const char *x_label, plot
                            const char *y_label, plot_scale y_scale);
 // The series of that name, made if there is none.
 plot_series *plot_find_series(plot_panel *panel, const char *name, bool line);
+// Adds a point to a series of p, whose points are kept in the order of their x.
 void plot_add(plot *p, plot_series *series, plot_point point);
 
 void plot_write_svg(const plot *p, FILE *out);
