@@ -7,7 +7,7 @@ source "$2/tests/tools/tap.sh" "$1" "$2"
 perplexity=$build/flute-perplexity quantize=$build/flute-quantize
 parrot=$build/tests/tools/parrot-llama2.flt
 
-score() { "$perplexity" -f "$data/eval.txt" -c 64 --limit 2 --json "$@" 2>/dev/null; }
+score() { "$perplexity" -t 2 -f "$data/eval.txt" -c 64 --limit 2 --json "$@" 2>/dev/null; }
 # shellcheck disable=SC2317 # called by check
 between() { awk -v a="$1" -v x="$2" -v b="$3" 'BEGIN { exit !(a <= x && x <= b) }'; }
 

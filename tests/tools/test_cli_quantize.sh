@@ -28,7 +28,7 @@ check 'a tokenizer that is missing is said' grep -q '^tiny: neither tokenizer.mo
 check 'the same bytes with any number of threads' cmp tiny-lut4-g128.flt again.flt
 
 # shellcheck disable=SC2317 # called by check
-check_model() { "$run" -m "$1" --prompt-ids 1,2,3 -n 2 --greedy; }
+check_model() { "$run" -t 1 -m "$1" --prompt-ids 1,2,3 -n 2 --greedy; }
 for bits in 2 3 4 8 16; do
     check "--bits $bits converts" "$quantize" --bits $bits --group 64 -o bits.flt tiny
     check "and runs" check_model bits.flt

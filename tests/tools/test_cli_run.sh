@@ -11,13 +11,13 @@ tiny=$build/tests/engine/tiny-llama2.flt
 
 # ---- Drawing tokens, with the default model
 
-draw() { "$run" -n 8 --seed 5 "$@" 2>err.txt; }
+draw() { "$run" -t 1 -n 8 --seed 5 "$@" 2>err.txt; }
 
 text=$(draw -p 'A regular expression is' --greedy)
 check 'the default model is found, and text comes' test -n "$text"
 check 'the last line on standard error tells the speed' \
     grep -Eq '^prompt 5 tokens, [0-9.]+ tokens/s; decode 7 tokens, [0-9.]+ tokens/s, [0-9.]+ GB/s, [0-9]+ % of' err.txt
-check '--greedy is deterministic, whatever the seed' same "$text" "$(draw -p 'A regular expression is' --greedy --seed 6 -t 1)"
+check '--greedy is deterministic, whatever the seed' same "$text" "$(draw -p 'A regular expression is' --greedy --seed 6 -t 2)"
 check '--temp 0 is greedy' same "$text" "$(draw -p 'A regular expression is' --temp 0)"
 check '--top-k 1 is greedy' same "$text" "$(draw -p 'A regular expression is' --top-k 1)"
 other=$(draw -p 'A regular expression is' --greedy --presence-penalty 100 --frequency-penalty 1 --repeat-penalty 1.5)
@@ -29,7 +29,7 @@ check 'another seed draws another text' test "$drawn" != "$other"
 
 # ---- Prompts
 
-say() { "$run" -m "$parrot" -n 12 "$@" 2>err.txt; }
+say() { "$run" -m "$parrot" -t 1 -n 12 "$@" 2>err.txt; }
 
 check 'the model says what it was made to say' same "$(say -p 'Hello please')" ' Good day to you'
 printf 'Hello please\n' >prompt.txt
@@ -69,13 +69,13 @@ check 'and is said' grep -q '^\[the context of 7 tokens is full\]$' err.txt
 # talk MODEL ANSWER: two messages, both answered in full.
 talk() {
     local model=$build/tests/tools/parrot-$1.flt
-    printf 'Hello please\nand again please\n' | "$run" -m "$model" --chat >out.txt 2>err.txt
+    printf 'Hello please\nand again please\n' | "$run" -m "$model" -t 1 --chat >out.txt 2>err.txt
     check "$1 answers every message" same "$(<out.txt)" "$2"$'\n'"$2"
     check 'and tells its speed once' same "$(grep -c tokens/s err.txt)" 1
-    "$run" -m "$model" --chat -p 'Hello please' --json >json.txt 2>err.txt
+    "$run" -m "$model" -t 1 --chat -p 'Hello please' --json >json.txt 2>err.txt
     check 'one message can be answered as JSON' same "$(value json.txt text)" "\"${2//$'\e'/\\u001B}\""
     check 'which the end of the turn ends' same "$(value json.txt finish)" '"eos"'
-    "$run" -m "$model" --chat -p 'Hello please' --system 'Be brief.' --json >system.txt 2>err.txt
+    "$run" -m "$model" -t 1 --chat -p 'Hello please' --system 'Be brief.' --json >system.txt 2>err.txt
     check '--system is part of the prompt' test "$(value system.txt prompt_tokens)" -gt "$(value json.txt prompt_tokens)"
 }
 talk llama2 ' Good day to you'
@@ -87,7 +87,7 @@ talk gemma2 'Good day to you'
 golden() { sed -n "s/.*\"$1\": *\[\([^]]*\)\].*/\1/p" "$data/tiny/llama2/golden.json" | tr -d ' '; }
 ids=$(golden ids)
 expected=$(golden greedy_ids)
-exact=(-m "$tiny" --greedy --ignore-eos --kernels ref)
+exact=(-t 1 -m "$tiny" --greedy --ignore-eos --kernels ref)
 "$run" "${exact[@]}" --prompt-ids "$ids" -n 24 --json >ids.txt 2>/dev/null
 check 'the greedy ids are the golden ones' same "$(value ids.txt tokens)" "[$expected]"
 "$run" "${exact[@]}" --prompt-ids "$ids" -n 24 >ids.txt 2>/dev/null
