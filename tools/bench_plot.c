@@ -104,7 +104,7 @@ static void axis_fit_log(axis *a, double low, double high) {
 }
 
 static void axis_fit_values(axis *a, const plot_panel *panel, double low, double high) {
-    const double margin = high > low ? pow(high / low, 0.06) : 2;
+    const double margin = high > low ? pow(high / low, 0.09) : 2;
     a->log = true;
     a->low = low / margin, a->high = high * margin;
     for (int i = 0; i < panel->n_series; i++)
