@@ -88,6 +88,13 @@ static int read_prefix(flt_prefix *prefix, const uint8_t *data, size_t size, con
                     "%s: truncated: it has only %zu bytes; copy, download or convert it again", origin, size);
     }
     memcpy(prefix, data, sizeof *prefix);
+    if (prefix->version == __builtin_bswap32(FLT_VERSION)) {
+        return fail(
+            err, FLUTE_EVERSION,
+            "%s: its numbers have the wrong byte order; .flt files are little-endian: convert the model "
+            "again with flute-quantize",
+            origin);
+    }
     bool whole = XXH3_64bits(prefix, offsetof(flt_prefix, checksum)) == prefix->checksum;
     if (prefix->version > FLT_VERSION) {
         return fail(

@@ -17,6 +17,8 @@
 extern "C" {
 #endif
 
+#define FLT_MAGIC "FLUTEflt" // the first eight bytes of every file
+
 enum {
     FLT_VERSION = 1,
     FLT_ALIGNMENT = 4096,

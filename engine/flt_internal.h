@@ -18,8 +18,6 @@ typedef struct flt_prefix {
 
 _Static_assert(sizeof(flt_prefix) == FLT_PREFIX_BYTES, "the prefix has no padding");
 
-#define FLT_MAGIC "FLUTEflt"
-
 // A region of the file with a checksum of its own.
 struct flt_blob {
     uint64_t offset; // a multiple of FLT_ALIGNMENT

@@ -174,7 +174,7 @@ static int check_ids(const flute_session *session, const int32_t *ids, size_t n,
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= n_vocab)
             return fail(err, FLUTE_ERANGE, "token id %d (number %zu) is outside the vocabulary of 0 to %d",
-                        (int)ids[i], i, n_vocab - 1);
+                        (int)ids[i], i + 1, n_vocab - 1);
     return FLUTE_OK;
 }
 

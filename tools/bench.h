@@ -1,4 +1,5 @@
-// What the parts of flute-bench share: options, statistics, records that become a table and JSON.
+// What the parts of flute-bench share: options, the devices of `kernels`, and the report that becomes tables,
+// JSON and a plot.
 #ifndef FLUTE_BENCH_H
 #define FLUTE_BENCH_H
 
@@ -8,42 +9,131 @@
 
 #include <yyjson.h>
 
+#include "engine/base/file.h"
 #include "engine/flute.h"
 #include "kernels/weight.h"
 
-enum { BENCH_MAX_VALUES = 32 };
+enum {
+    BENCH_MAX_VALUES = 32, // of a list
+    BENCH_MAX_PAIRS = BENCH_MAX_VALUES * BENCH_MAX_VALUES,
+    BENCH_MAX_TYPES = WEIGHT_N_TYPES + 1, // bf16, and what was asked for
+};
 
 typedef struct bench_list {
     int n;
     int values[BENCH_MAX_VALUES];
+    bool chosen; // given on the command line: values that do not fit the model are refused, not left out
 } bench_list;
 
 typedef struct bench_options {
-    const char *model_path;
+    const char *model_path; // NULL: the model that comes with flute
     flute_model_options model;
+    const char *plot_path;
+    bool json;
     bench_list prompts;  // prompt lengths, tokens
     bench_list contexts; // tokens in the cache when decoding starts
     bench_list batches;  // sequences decoded together
-    int n_decode;        // decoded tokens per measurement
+    int n_generate;      // tokens that each sequence generates in a measurement
     int repeats;         // measurements; the median is reported
-    int n_shapes;        // kernels: matrices N × K
+    int n_shapes;        // kernels: matrices N × K; 0: those of the device
     int64_t shapes[BENCH_MAX_VALUES][2];
-    int n_types; // kernels: weight types
-    weight_type types[WEIGHT_N_TYPES];
-    bench_list rows; // kernels: M
+    int n_types; // kernels: weight types, bf16 first
+    weight_type types[BENCH_MAX_TYPES];
+    bench_list rows; // kernels: M; n 0: those of the device
     int group_size;  // kernels
 } bench_options;
 
-// The median of n ≥ 1 values, which it sorts; and the p-th percentile (0 to 100) of sorted values.
+// The median of n ≥ 1 values, which it sorts.
 double bench_median(double *values, int n);
-double bench_percentile(const double *sorted, int n, double p);
 
-// Each prints its table to `out` (unless NULL) and appends its records to the array `records`.
-int bench_prefill(flute_model *model, const bench_options *options, double bandwidth, FILE *out,
-                  yyjson_mut_doc *doc, yyjson_mut_val *records, flute_error *err);
-int bench_decode(flute_model *model, const bench_options *options, double bandwidth, FILE *out,
-                 yyjson_mut_doc *doc, yyjson_mut_val *records, flute_error *err);
-int bench_kernels(const bench_options *options, FILE *out, yyjson_mut_doc *doc, yyjson_mut_val *results,
+typedef struct bench_percentiles {
+    double p50, p90, p99;
+} bench_percentiles;
+
+// Sorts the n ≥ 1 values.
+bench_percentiles bench_percentiles_of(double *values, int n);
+
+// ---- What was measured. Times are in seconds; flops are operations per second, bytes those per second that
+// cannot be avoided; intensity is operations per such byte.
+
+typedef struct bench_prefill_record {
+    int prompt;
+    double seconds, tokens, flops, intensity; // tokens per second
+} bench_prefill_record;
+
+typedef struct bench_decode_record {
+    int context, batch;
+    double tokens, bytes, flops, intensity; // tokens per second, of all sequences together
+    bench_percentiles step;
+} bench_decode_record;
+
+typedef struct bench_latency_record {
+    int prompt, batch;
+    bench_percentiles first; // from the arrival of all prompts to a sequence's first token
+    bench_percentiles token; // between one token of a sequence and its next
+} bench_latency_record;
+
+typedef struct bench_kernel_record {
+    int64_t n, k; // rows and columns of the matrix
+    weight_type type;
+    int group_size, m;
+    double seconds, bytes, flops, intensity;
+    double speedup; // over bf16 in the same run
+} bench_kernel_record;
+
+typedef struct bench_report {
+    const char *command; // "kernels", …
+    char date[32];       // "2026-11-25 02:22 UTC"
+    char device[160];
+    double read_bandwidth;  // bytes per second
+    flute_model_info model; // name NULL: none, as for kernels; strings are the model's own
+    int n_prefill, n_decode, n_latency, n_kernels;
+    bench_prefill_record prefill[BENCH_MAX_VALUES];
+    bench_decode_record decode[BENCH_MAX_PAIRS];
+    bench_latency_record latency[BENCH_MAX_PAIRS];
+    bench_kernel_record kernels[BENCH_MAX_PAIRS * BENCH_MAX_TYPES];
+} bench_report;
+
+// Each measures, prints its table to `out` (unless NULL) row by row, and fills its part of the report.
+int bench_prefill(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
                   flute_error *err);
+int bench_decode(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                 flute_error *err);
+int bench_latency(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                  flute_error *err);
+int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err);
+
+void bench_report_json(const bench_report *report, yyjson_mut_doc *doc);
+// Whether a plot can have this name: .svg and .html are known. FLUTE_EINVAL if not.
+int bench_plot_check(const char *path, flute_error *err);
+// Draws the charts into the file, in the format that its name asks for.
+int bench_report_plot(const bench_report *report, const char *path, file_writer *writer, flute_error *err);
+
+// ---- Devices of `kernels`
+
+// y = x · Wᵀ for random W: n × k.
+typedef struct bench_product {
+    weight_type type; // quantized, or bf16
+    int64_t n, k;
+    int group_size;      // of quantized weights
+    const bench_list *m; // rows of x; each is measured
+    int repeats;
+} bench_product;
+
+typedef struct bench_device {
+    flute_device id;
+    int n_shapes; // what is measured unless the command line says otherwise
+    int64_t shapes[BENCH_MAX_VALUES][2];
+    bench_list rows;
+    // *state is the device's own, NULL at first; close takes what open left there, also after a failure.
+    int (*open)(const bench_options *options, void **state, flute_error *err);
+    void (*close)(void *state);
+    const char *(*describe)(void *state);
+    double (*read_bandwidth)(void *state); // bytes per second, measured now
+    // Median seconds of one product for each M, none of whose weights are in a cache.
+    int (*measure)(void *state, const bench_product *product, double *seconds, flute_error *err);
+} bench_device;
+
+extern const bench_device bench_device_cpu;
 
 #endif

@@ -1,238 +1,91 @@
-// flute-bench kernels: one projection at a time, on random weights, through the verb project_add, so that the
-// same code times every backend. Copies of the matrix rotate, together larger than any cache; a type is
-// compared with bf16 weights of the same shape in the same run.
-#include <stdlib.h>
+// flute-bench kernels: single products on random weights, each type next to bf16 weights of the same shape in
+// the same run.
 #include <string.h>
 
 #include "engine/base/fail.h"
-#include "engine/base/threads.h"
-#include "kernels/kernels.h"
 #include "kernels/layout.h"
 #include "tools/bench.h"
-#include "tools/cli.h"
 
-enum { ROTATE_BYTES = 320 << 20, MAX_COPIES = 512, PASS_REPEATS = 5 };
+// A second device is another entry.
+static const bench_device *const devices[] = {&bench_device_cpu};
 
-typedef struct packed { // a random matrix in host memory and where the backend placed it
-    weight host, placed;
-    uint8_t *bytes;
-} packed;
-
-typedef struct fill_task {
-    packed *matrix;
-    uint64_t seed;
-} fill_task;
-
-static void fill_panels(void *argument, int64_t begin, int64_t end, int worker) {
-    (void)worker;
-    const fill_task *task = argument;
-    const weight *w = &task->matrix->host;
-    if (weight_is_quantized(w->type)) {
-        size_t panel = layout_panel_bytes(w->type, w->n_cols, w->group_size);
-        layout_random_panels(w->type, w->n_cols, w->group_size, begin, end - begin, task->seed, 0.02f,
-                             task->matrix->bytes + (size_t)begin * panel);
-        return;
+// The wanted device, or the last one of the table that opens.
+static int open_device(const bench_options *options, const bench_device **device, void **state,
+                       flute_error *err) {
+    const flute_device wanted = options->model.device;
+    int code = fail(err, FLUTE_EUNSUPPORTED, "flute-bench kernels: not on this device; use --device cpu");
+    for (int i = sizeof devices / sizeof *devices - 1; code && i >= 0; i--) {
+        if (wanted != FLUTE_DEVICE_AUTO && devices[i]->id != wanted) continue;
+        *device = devices[i], *state = NULL;
+        code = devices[i]->open(options, state, err);
+        if (code) devices[i]->close(*state);
     }
-    bf16 *row = (bf16 *)task->matrix->bytes + begin * PANEL_ROWS * w->n_cols;
-    int64_t n = (end * PANEL_ROWS < w->n_rows ? end * PANEL_ROWS : w->n_rows) - begin * PANEL_ROWS;
-    uint32_t state = (uint32_t)(task->seed + (uint64_t)begin) * 2654435761u + 1u;
-    for (int64_t i = 0; i < n * w->n_cols; i++) {
-        state = state * 1664525u + 1013904223u;
-        row[i] = (bf16)(0x3c00u | ((state >> 16) & 0x80ffu)); // ±0.008 to ±0.03
-    }
+    return code;
 }
 
-static int packed_create(packed *matrix, backend *be, thread_pool *pool, weight_type type, int64_t n_rows,
-                         int64_t n_cols, int group_size, uint64_t seed, flute_error *err) {
-    weight *w = &matrix->host;
-    *w = (weight){.type = type, .n_rows = n_rows, .n_cols = n_cols};
-    if (weight_is_quantized(type)) {
-        w->group_size = group_size;
-        w->size = layout_matrix_bytes(type, n_rows, n_cols, group_size);
-        for (int i = 0, n = 1 << weight_type_bits(type); type != WEIGHT_INT8 && i < n; i++)
-            w->table[i] = bf16_from_float((float)(2 * i + 1 - n) / (float)n);
-    } else {
-        w->size = (size_t)n_rows * (size_t)n_cols * sizeof(bf16);
+static void fill_record(bench_kernel_record *record, const bench_product *product, int m, double seconds,
+                        double dense_seconds) {
+    const double weights = (double)product->n * (double)product->k;
+    const bool quantized = weight_is_quantized(product->type);
+    const double bytes =
+        quantized ? (double)layout_matrix_bytes(product->type, product->n, product->k, product->group_size)
+                  : weights * sizeof(bf16);
+    *record = (bench_kernel_record){.n = product->n,
+                                    .k = product->k,
+                                    .type = product->type,
+                                    .group_size = quantized ? product->group_size : 0,
+                                    .m = m,
+                                    .seconds = seconds,
+                                    .bytes = bytes / seconds,
+                                    .flops = 2 * weights * m / seconds,
+                                    .intensity = 2 * weights * m / bytes,
+                                    .speedup = dense_seconds / seconds};
+}
+
+static void print_record(FILE *out, const bench_kernel_record *record, double bandwidth) {
+    char shape[48];
+    snprintf(shape, sizeof shape, "%lldx%lld", (long long)record->n, (long long)record->k);
+    fprintf(out, "%-14s %-5s %5d %5d %10.1f %8.1f %7.1f %9.1f %8.2f\n", shape, weight_type_name(record->type),
+            record->group_size, record->m, record->seconds * 1e6, record->bytes / 1e9,
+            100 * record->bytes / bandwidth, record->flops / 1e9, record->speedup);
+    fflush(out);
+}
+
+static int measure_shape(const bench_device *device, void *state, const bench_options *options,
+                         const int64_t shape[2], const bench_list *rows, bench_report *report, FILE *out,
+                         flute_error *err) {
+    double dense[BENCH_MAX_VALUES] = {0}, seconds[BENCH_MAX_VALUES] = {0};
+    for (int i = 0; i < options->n_types; i++) {
+        const bench_product product = {options->types[i],   shape[0], shape[1],
+                                       options->group_size, rows,     options->repeats};
+        int code = device->measure(state, &product, seconds, err);
+        if (code) return code;
+        if (i == 0) memcpy(dense, seconds, sizeof dense);
+        for (int j = 0; j < rows->n; j++) {
+            bench_kernel_record *record = &report->kernels[report->n_kernels++];
+            fill_record(record, &product, rows->values[j], seconds[j], dense[j]);
+            if (out) print_record(out, record, report->read_bandwidth);
+        }
     }
-    if (posix_memalign((void **)&matrix->bytes, 4096, w->size)) {
-        matrix->bytes = NULL;
-        return fail_memory(err, w->size, "a matrix to measure");
-    }
-    w->data = matrix->bytes;
-    threads_for(pool, layout_padded_rows(n_rows) / PANEL_ROWS, 4, fill_panels, &(fill_task){matrix, seed});
-    return be->ops->weight_place(be, w, &matrix->placed, err);
-}
-
-static void packed_release(packed *matrix, backend *be) {
-    if (matrix->placed.data) be->ops->weight_release(be, &matrix->placed);
-    free(matrix->bytes);
-}
-
-// One type and shape, ready to run: the copies, and a way to fill the activations with numbers that are not
-// zero.
-typedef struct kernel_setup {
-    backend *be;
-    packed embedding, gate_up;
-    int n_copies;
-    packed *copies;
-} kernel_setup;
-
-static void setup_release(kernel_setup *setup) {
-    for (int i = 0; setup->copies && i < setup->n_copies; i++) packed_release(&setup->copies[i], setup->be);
-    free(setup->copies);
-    packed_release(&setup->gate_up, setup->be);
-    packed_release(&setup->embedding, setup->be);
-}
-
-static int setup_create(kernel_setup *setup, backend *be, thread_pool *pool, weight_type type, int64_t n,
-                        int64_t k, int group_size, flute_error *err) {
-    *setup = (kernel_setup){.be = be};
-    int code = packed_create(&setup->embedding, be, pool, WEIGHT_BF16, 16, n, 0, 1, err);
-    // The weights that make activations of width K: as narrow as the shape allows, since only the result
-    // counts.
-    if (!code)
-        code = packed_create(&setup->gate_up, be, pool, n % 32 ? WEIGHT_BF16 : WEIGHT_LUT2, 2 * k, n, 32, 2,
-                             err);
-    if (code) return code;
-    size_t bytes =
-        weight_is_quantized(type) ? layout_matrix_bytes(type, n, k, group_size) : (size_t)n * (size_t)k * 2;
-    size_t copies = ROTATE_BYTES / bytes + 1;
-    setup->copies = calloc(copies, sizeof *setup->copies);
-    if (!setup->copies) return fail_memory(err, copies * sizeof *setup->copies, "a table");
-    for (; setup->n_copies < (int)copies && setup->n_copies < MAX_COPIES; setup->n_copies++)
-        if ((code = packed_create(&setup->copies[setup->n_copies], be, pool, type, n, k, group_size,
-                                  (uint64_t)setup->n_copies + 3, err)))
-            return code;
     return FLUTE_OK;
 }
 
-// Median seconds of one product with M rows.
-static int setup_measure(kernel_setup *setup, int m, double *seconds, flute_error *err) {
-    const backend_ops *ops = setup->be->ops;
-    const weight *first = &setup->copies[0].host;
-    const kernel_dims dims = {.hidden = (int)first->n_rows,
-                              .n_heads = 1,
-                              .n_kv_heads = 1,
-                              .head_dim = 32,
-                              .n_ff = (int)first->n_cols,
-                              .n_vocab = 16,
-                              .n_layers = 1,
-                              .max_rows = m,
-                              .max_logits = 1};
-    backend_state *state = NULL;
-    kv_pool pool = {0};
-    int code = FLUTE_OK;
-    double times[PASS_REPEATS];
-    int32_t *zeros = calloc((size_t)m, sizeof *zeros), *positions = calloc((size_t)m, sizeof *positions);
-    if (!zeros || !positions) {
-        code = fail_memory(err, (uint64_t)m * sizeof *zeros, "a batch");
-        goto done;
-    }
-    for (int i = 0; i < m; i++) positions[i] = i;
-    const kernel_batch batch = {.n_rows = m,
-                                .ids = zeros,
-                                .positions = positions,
-                                .sequences = zeros,
-                                .n_sequences = 1,
-                                .max_blocks = 1,
-                                .block_tables = zeros};
-    if ((code = ops->kv_create(setup->be, &dims, m, 1, &pool, err)) ||
-        (code = ops->state_create(setup->be, &dims, &state, err)))
-        goto done;
-    for (int repeat = -1; repeat < PASS_REPEATS; repeat++) { // the first, uncounted, warms up
-        ops->begin(state, &batch, &pool);
-        ops->embed(state, &setup->embedding.placed, 1.0f);
-        ops->gate_up(state, &(gate_up_args){.norm = {.weight = NULL}, .weight = &setup->gate_up.placed});
-        if ((code = ops->finish(state, err))) goto done;
-        double start = cli_now();
-        ops->begin(state, &batch, &pool);
-        for (int i = 0; i < setup->n_copies; i++)
-            ops->project_add(state, &(project_args){.input = PROJECT_FF, .weight = &setup->copies[i].placed});
-        if ((code = ops->finish(state, err))) goto done;
-        if (repeat >= 0) times[repeat] = (cli_now() - start) / setup->n_copies;
-    }
-    *seconds = bench_median(times, PASS_REPEATS);
-done:
-    if (state) ops->state_free(state);
-    if (pool.data) ops->kv_free(setup->be, &pool);
-    free(zeros);
-    free(positions);
-    return code;
-}
-
-typedef struct kernel_report {
-    FILE *out;
-    yyjson_mut_doc *doc;
-    yyjson_mut_val *records;
-    double bandwidth;
-} kernel_report;
-
-static void report_kernel(const kernel_report *report, const weight *w, int m, double seconds,
-                          double dense_seconds) {
-    double rate = (double)w->size / seconds;
-    double gflops = 2.0 * (double)w->n_rows * (double)w->n_cols * m / seconds / 1e9;
-    char shape[48];
-    snprintf(shape, sizeof shape, "%lldx%lld", (long long)w->n_rows, (long long)w->n_cols);
-    if (report->out)
-        fprintf(report->out, "%-14s %-5s %5d %5d %10.1f %8.1f %7.1f %9.1f %8.2f\n", shape,
-                weight_type_name(w->type), w->group_size, m, seconds * 1e6, rate / 1e9,
-                100 * rate / report->bandwidth, gflops, dense_seconds / seconds);
-    yyjson_mut_val *record = yyjson_mut_arr_add_obj(report->doc, report->records);
-    yyjson_mut_obj_add_int(report->doc, record, "n", w->n_rows);
-    yyjson_mut_obj_add_int(report->doc, record, "k", w->n_cols);
-    yyjson_mut_obj_add_str(report->doc, record, "type", weight_type_name(w->type));
-    yyjson_mut_obj_add_int(report->doc, record, "group", w->group_size);
-    yyjson_mut_obj_add_int(report->doc, record, "m", m);
-    yyjson_mut_obj_add_real(report->doc, record, "seconds", seconds);
-    yyjson_mut_obj_add_real(report->doc, record, "bytes_per_second", rate);
-    yyjson_mut_obj_add_real(report->doc, record, "bandwidth_share", rate / report->bandwidth);
-    yyjson_mut_obj_add_real(report->doc, record, "gflops", gflops);
-    yyjson_mut_obj_add_real(report->doc, record, "speedup_over_bf16", dense_seconds / seconds);
-}
-
-static int measure_type(backend *be, thread_pool *pool, const bench_options *options, weight_type type,
-                        const int64_t shape[2], double *dense_seconds, const kernel_report *report,
-                        flute_error *err) {
-    kernel_setup setup;
-    int code = setup_create(&setup, be, pool, type, shape[0], shape[1], options->group_size, err);
-    for (int i = 0; !code && i < options->rows.n; i++) {
-        double seconds = 0;
-        if ((code = setup_measure(&setup, options->rows.values[i], &seconds, err))) break;
-        if (type == WEIGHT_BF16) dense_seconds[i] = seconds;
-        report_kernel(report, &setup.copies[0].host, options->rows.values[i], seconds, dense_seconds[i]);
-        if (report->out) fflush(report->out);
-    }
-    setup_release(&setup);
-    return code;
-}
-
-int bench_kernels(const bench_options *options, FILE *out, yyjson_mut_doc *doc, yyjson_mut_val *results,
-                  flute_error *err) {
-    int code = FLUTE_OK;
-    backend *be = NULL;
-    thread_pool *pool = threads_create(options->model.n_threads, err);
-    if (!pool) return FLUTE_ENOMEM;
-    code = options->model.kernels == FLUTE_KERNELS_REF ? backend_create_ref(pool, &be, err)
-                                                       : backend_create_cpu(pool, &be, err);
-    if (code) goto done;
-    kernel_report report = {out, doc, yyjson_mut_obj_add_arr(doc, results, "kernels"),
-                            be->ops->read_bandwidth(be)};
-    yyjson_mut_obj_add_strcpy(doc, results, "device", be->ops->describe(be));
-    yyjson_mut_obj_add_real(doc, results, "read_bandwidth", report.bandwidth);
+int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err) {
+    const bench_device *device = NULL;
+    void *state = NULL;
+    int code = open_device(options, &device, &state, err);
+    if (code) return code;
+    const int n_shapes = options->n_shapes ? options->n_shapes : device->n_shapes;
+    const int64_t(*shapes)[2] = options->n_shapes ? options->shapes : device->shapes;
+    const bench_list *rows = options->rows.n ? &options->rows : &device->rows;
+    snprintf(report->device, sizeof report->device, "%s", device->describe(state));
+    report->read_bandwidth = device->read_bandwidth(state);
     if (out)
         fprintf(out, "%s\nread bandwidth %.1f GB/s\n\n%-14s %-5s %5s %5s %10s %8s %7s %9s %8s\n",
-                be->ops->describe(be), report.bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",
+                report->device, report->read_bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",
                 "% read", "GFLOP/s", "vs bf16");
-    for (int i = 0; !code && i < options->n_shapes; i++) {
-        double dense_seconds[BENCH_MAX_VALUES];
-        code = measure_type(be, pool, options, WEIGHT_BF16, options->shapes[i], dense_seconds, &report, err);
-        for (int j = 0; !code && j < options->n_types; j++)
-            if (options->types[j] != WEIGHT_BF16)
-                code = measure_type(be, pool, options, options->types[j], options->shapes[i], dense_seconds,
-                                    &report, err);
-    }
-done:
-    if (be) be->ops->free(be);
-    threads_free(pool);
+    for (int i = 0; !code && i < n_shapes; i++)
+        code = measure_shape(device, state, options, shapes[i], rows, report, out, err);
+    device->close(state);
     return code;
 }

@@ -1,10 +1,33 @@
-// flute-bench prefill and decode: whole models through the public API, as an application would use it.
+// flute-bench prefill, decode and latency: whole models through the public API, as an application would use
+// it.
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/base/fail.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
+
+// ---- The arithmetic of a model
+
+// Operations of n tokens in the layers, each of which attends to `attended` others on average, and of the
+// head for n_logits of them. A weight is one multiplication and one addition.
+static double count_operations(const flute_model_info *info, double n, double attended, double n_logits) {
+    const double heads = (double)info->n_heads * info->head_dim,
+                 kv_heads = (double)info->n_kv_heads * info->head_dim;
+    const double layer = info->hidden * (2 * heads + 2 * kv_heads) + 3.0 * info->hidden * info->n_ff;
+    return 2 * n * info->n_layers * (layer + 2 * heads * attended) +
+           2 * n_logits * (double)info->hidden * info->n_vocab;
+}
+
+// ---- Sequences
+
+typedef struct sequences {
+    int n, n_prompt, n_generate;
+    flute_session **sessions; // (n)
+    int32_t *prompts;         // (n, n_prompt)
+    int32_t *ids;             // (n) what each step appends
+    flute_sampling *sampling; // (n) greedy
+} sequences;
 
 // Token ids that are no prompt in particular: speed does not depend on them, but equal ones would share
 // prefixes.
@@ -16,159 +39,241 @@ static void fill_ids(int32_t *ids, int n, int n_vocab, uint32_t seed) {
     }
 }
 
-static int check_context(const bench_options *options, const flute_model_info *info, int tokens,
+static void sequences_free(sequences *s) {
+    for (int i = 0; s->sessions && i < s->n; i++) flute_session_free(s->sessions[i]);
+    free(s->sessions);
+    free(s->prompts);
+    free(s->ids);
+    free(s->sampling);
+}
+
+// n empty sessions and their prompts. sequences_free takes what a failure leaves.
+static int sequences_create(sequences *s, flute_model *model, const flute_model_info *info, int n,
+                            int n_prompt, int n_generate, flute_error *err) {
+    *s = (sequences){.n = n, .n_prompt = n_prompt, .n_generate = n_generate};
+    const size_t n_ids = (size_t)n * (size_t)n_prompt;
+    s->sessions = calloc((size_t)n, sizeof(flute_session *));
+    s->prompts = calloc(n_ids, sizeof *s->prompts);
+    s->ids = calloc((size_t)n, sizeof *s->ids);
+    s->sampling = calloc((size_t)n, sizeof *s->sampling);
+    if (!s->sessions || !s->prompts || !s->ids || !s->sampling)
+        return fail_memory(err, n_ids * sizeof *s->prompts, "the prompts of a benchmark");
+    const flute_session_options options = {.context = n_prompt + n_generate};
+    for (int i = 0; i < n; i++) {
+        fill_ids(s->prompts + (size_t)i * (size_t)n_prompt, n_prompt, info->n_vocab, (uint32_t)i + 1);
+        s->sampling[i] = flute_sampling_default();
+        s->sampling[i].temperature = 0;
+        const int code = flute_session_create(&s->sessions[i], model, &options, err);
+        if (code) return code;
+    }
+    return FLUTE_OK;
+}
+
+static int sequences_prefill(sequences *s, int i, flute_error *err) {
+    return flute_session_prefill(s->sessions[i], s->prompts + (size_t)i * (size_t)s->n_prompt,
+                                 (size_t)s->n_prompt, err);
+}
+
+static int sequences_rewind(sequences *s, int length, flute_error *err) {
+    int code = FLUTE_OK;
+    for (int i = 0; !code && i < s->n; i++) code = flute_session_rewind(s->sessions[i], length, err);
+    return code;
+}
+
+// One forward step that appends ids and replaces them by the next ones.
+static int sequences_step(sequences *s, double *seconds, flute_error *err) {
+    const double start = cli_now();
+    const int code = flute_sessions_step(s->sessions, s->ids, (size_t)s->n, s->sampling, s->ids, err);
+    *seconds = cli_now() - start;
+    return code;
+}
+
+// Whether a measurement of so many tokens is possible; *skip: it is not, but nobody asked for it.
+static int check_context(const bench_list *list, const flute_model_info *info, int tokens, bool *skip,
                          flute_error *err) {
-    (void)options;
-    if (tokens <= info->max_context) return FLUTE_OK;
+    *skip = tokens > info->max_context && !list->chosen;
+    if (tokens <= info->max_context || *skip) return FLUTE_OK;
     return fail(err, FLUTE_ECONTEXT,
                 "%s: a measurement needs %d tokens, the model was made for %d; ask for shorter ones",
                 info->name, tokens, info->max_context);
 }
 
+// ---- Prefill
+
 static int measure_prefill(flute_model *model, const flute_model_info *info, int n_prompt, int repeats,
                            double *seconds, flute_error *err) {
-    int code = FLUTE_OK;
-    flute_session *session = NULL;
+    sequences s;
     double *times = calloc((size_t)repeats, sizeof *times);
-    int32_t *ids = calloc((size_t)n_prompt, sizeof *ids);
-    if (!times || !ids) {
-        code = fail_memory(err, (uint64_t)n_prompt * sizeof *ids, "a prompt");
-        goto done;
-    }
-    if ((code = flute_session_create(&session, model, &(flute_session_options){.context = n_prompt}, err)))
-        goto done;
-    fill_ids(ids, n_prompt, info->n_vocab, 1);
-    for (int repeat = -1; repeat < repeats; repeat++) { // the first, uncounted, warms up
-        if ((code = flute_session_rewind(session, 0, err))) goto done;
-        double start = cli_now();
-        if ((code = flute_session_prefill(session, ids, (size_t)n_prompt, err))) goto done;
+    int code = sequences_create(&s, model, info, 1, n_prompt, 0, err);
+    if (!code && !times) code = fail_memory(err, (uint64_t)repeats * sizeof *times, "times");
+    for (int repeat = -1; !code && repeat < repeats; repeat++) { // the first, uncounted, warms up
+        if ((code = sequences_rewind(&s, 0, err))) break;
+        const double start = cli_now();
+        code = sequences_prefill(&s, 0, err);
         if (repeat >= 0) times[repeat] = cli_now() - start;
     }
-    *seconds = bench_median(times, repeats);
-done:
-    flute_session_free(session);
+    if (!code) *seconds = bench_median(times, repeats);
+    sequences_free(&s);
     free(times);
-    free(ids);
     return code;
 }
 
-int bench_prefill(flute_model *model, const bench_options *options, double bandwidth, FILE *out,
-                  yyjson_mut_doc *doc, yyjson_mut_val *records, flute_error *err) {
-    (void)bandwidth; // prefill is bound by arithmetic
-    flute_model_info info;
-    flute_model_get_info(model, &info);
+int bench_prefill(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                  flute_error *err) {
+    const flute_model_info *info = &report->model;
     if (out) fprintf(out, "\nprefill\n%8s %12s %12s %12s\n", "prompt", "ms", "tokens/s", "GFLOP/s");
     for (int i = 0; i < options->prompts.n; i++) {
-        const int n_prompt = options->prompts.values[i];
+        const int n = options->prompts.values[i];
         double seconds = 0;
-        int code = check_context(options, &info, n_prompt, err);
-        if (code || (code = measure_prefill(model, &info, n_prompt, options->repeats, &seconds, err)))
-            return code;
-        double rate = n_prompt / seconds;
-        // Two operations for each weight of the layers; the head runs for the last token only.
-        double layer_weights =
-            (double)info.n_layers *
-            ((double)info.hidden * (info.n_heads * 2 + info.n_kv_heads * 2) * info.head_dim +
-             3.0 * info.hidden * info.n_ff);
-        double gflops = 2 * layer_weights * rate / 1e9;
-        if (out) fprintf(out, "%8d %12.2f %12.1f %12.1f\n", n_prompt, seconds * 1e3, rate, gflops);
-        yyjson_mut_val *record = yyjson_mut_arr_add_obj(doc, records);
-        yyjson_mut_obj_add_int(doc, record, "prompt", n_prompt);
-        yyjson_mut_obj_add_real(doc, record, "seconds", seconds);
-        yyjson_mut_obj_add_real(doc, record, "tokens_per_second", rate);
-        yyjson_mut_obj_add_real(doc, record, "gflops", gflops);
-    }
-    return FLUTE_OK;
-}
-
-typedef struct decode_times {
-    double median, p50, p90, p99; // seconds: of a whole measurement, and percentiles of single steps
-} decode_times;
-
-static int decode_steps(flute_session **sessions, int batch, const int32_t *ids, const bench_options *options,
-                        double *steps, flute_error *err) {
-    for (int step = 0; step < options->n_decode; step++) {
-        double start = cli_now();
-        int code = flute_sessions_decode(sessions, ids + (size_t)step * (size_t)batch, (size_t)batch, err);
+        bool skip;
+        int code = check_context(&options->prompts, info, n, &skip, err);
+        if (!code && !skip) code = measure_prefill(model, info, n, options->repeats, &seconds, err);
         if (code) return code;
-        steps[step] = cli_now() - start;
+        if (skip) continue;
+        // The least that a prompt can read and write: the weights once, its part of the cache once.
+        const double operations = count_operations(info, n, 0.5 * n, 1),
+                     bytes = (double)info->decode_bytes + (double)info->kv_token_bytes * n;
+        bench_prefill_record *record = &report->prefill[report->n_prefill++];
+        *record = (bench_prefill_record){n, seconds, n / seconds, operations / seconds, operations / bytes};
+        if (out)
+            fprintf(out, "%8d %12.2f %12.1f %12.1f\n", n, seconds * 1e3, record->tokens, record->flops / 1e9);
+        if (out) fflush(out);
     }
     return FLUTE_OK;
 }
 
-static int measure_decode(flute_model *model, const flute_model_info *info, int context, int batch,
-                          const bench_options *options, decode_times *times, flute_error *err) {
-    const int n = options->n_decode, n_ids = context > n * batch ? context : n * batch;
-    int code = FLUTE_OK;
-    flute_session **sessions = calloc((size_t)batch, sizeof(flute_session *));
-    int32_t *ids = calloc((size_t)n_ids, sizeof *ids);
-    double *steps = calloc((size_t)(n * options->repeats), sizeof *steps);
-    double *totals = calloc((size_t)options->repeats, sizeof *totals);
-    if (!sessions || !ids || !steps || !totals) {
-        code = fail_memory(err, (uint64_t)n_ids * sizeof *ids, "a benchmark");
-        goto done;
+// ---- Decode
+
+// Fills steps: (repeats, n_generate) seconds, and *seconds, the median of what all steps of a repeat take.
+static int measure_decode(sequences *s, int repeats, double *steps, double *seconds, flute_error *err) {
+    double *totals = calloc((size_t)repeats, sizeof *totals);
+    int code = totals ? FLUTE_OK : fail_memory(err, (uint64_t)repeats * sizeof *totals, "times");
+    for (int i = 0; !code && i < s->n; i++) code = sequences_prefill(s, i, err);
+    for (int repeat = -1; !code && repeat < repeats; repeat++) { // the first, uncounted, warms up
+        double *own = steps + (size_t)(repeat < 0 ? 0 : repeat) * (size_t)s->n_generate;
+        code = sequences_rewind(s, s->n_prompt, err);
+        for (int i = 0; i < s->n; i++) s->ids[i] = s->prompts[i];
+        for (int step = 0; !code && step < s->n_generate; step++) {
+            code = sequences_step(s, &own[step], err);
+            if (repeat >= 0) totals[repeat] += own[step];
+        }
     }
-    for (int i = 0; i < batch; i++) {
-        if ((code = flute_session_create(&sessions[i], model,
-                                         &(flute_session_options){.context = context + n}, err)))
-            goto done;
-        fill_ids(ids, context, info->n_vocab, (uint32_t)i + 1);
-        if ((code = flute_session_prefill(sessions[i], ids, (size_t)context, err))) goto done;
-    }
-    fill_ids(ids, n * batch, info->n_vocab, 999);
-    for (int repeat = -1; repeat < options->repeats; repeat++) { // the first, uncounted, warms up
-        double *own = steps + (size_t)(repeat < 0 ? 0 : repeat) * (size_t)n;
-        for (int i = 0; i < batch; i++)
-            if ((code = flute_session_rewind(sessions[i], context, err))) goto done;
-        if ((code = decode_steps(sessions, batch, ids, options, own, err))) goto done;
-        if (repeat < 0) continue;
-        for (int step = 0; step < n; step++) totals[repeat] += own[step];
-    }
-    times->median = bench_median(totals, options->repeats);
-    bench_median(steps, n * options->repeats); // sorts
-    times->p50 = bench_percentile(steps, n * options->repeats, 50);
-    times->p90 = bench_percentile(steps, n * options->repeats, 90);
-    times->p99 = bench_percentile(steps, n * options->repeats, 99);
-done:
-    for (int i = 0; sessions && i < batch; i++) flute_session_free(sessions[i]);
-    free(sessions);
-    free(ids);
-    free(steps);
+    if (!code) *seconds = bench_median(totals, repeats);
     free(totals);
     return code;
 }
 
-int bench_decode(flute_model *model, const bench_options *options, double bandwidth, FILE *out,
-                 yyjson_mut_doc *doc, yyjson_mut_val *records, flute_error *err) {
-    flute_model_info info;
-    flute_model_get_info(model, &info);
-    if (out)
-        fprintf(out, "\ndecode\n%8s %6s %10s %10s %9s %9s %9s %8s %7s\n", "context", "batch", "tokens/s",
-                "steps/s", "ms p50", "ms p90", "ms p99", "GB/s", "% read");
-    for (int i = 0; i < options->contexts.n * options->batches.n; i++) {
-        const int context = options->contexts.values[i / options->batches.n];
-        const int batch = options->batches.values[i % options->batches.n];
-        decode_times times = {0};
-        int code = check_context(options, &info, context + options->n_decode, err);
-        if (code || (code = measure_decode(model, &info, context, batch, options, &times, err))) return code;
-        // Bytes that a step cannot avoid: every weight once, and the cache of every sequence, half of the new
+static int decode_one(flute_model *model, const bench_options *options, int context, int batch,
+                      const flute_model_info *info, bench_decode_record *record, flute_error *err) {
+    const int n = options->n_generate, n_steps = n * options->repeats;
+    sequences s;
+    double *steps = calloc((size_t)n_steps, sizeof *steps), seconds = 0;
+    int code = sequences_create(&s, model, info, batch, context, n, err);
+    if (!code && !steps) code = fail_memory(err, (uint64_t)n_steps * sizeof *steps, "times");
+    if (!code) code = measure_decode(&s, options->repeats, steps, &seconds, err);
+    if (!code) {
+        // What a step cannot avoid: every weight once, and the cache of every sequence, half of the new
         // tokens on average.
-        double bytes = (double)info.decode_bytes +
-                       (double)info.kv_token_bytes * batch * (context + 0.5 * options->n_decode);
-        double steps = options->n_decode / times.median, rate = bytes * steps;
+        const double attended = context + 0.5 * n, steps_per_second = n / seconds;
+        const double bytes = (double)info->decode_bytes + (double)info->kv_token_bytes * batch * attended;
+        const double operations = count_operations(info, batch, attended, batch);
+        *record = (bench_decode_record){.context = context,
+                                        .batch = batch,
+                                        .tokens = steps_per_second * batch,
+                                        .bytes = bytes * steps_per_second,
+                                        .flops = operations * steps_per_second,
+                                        .intensity = operations / bytes,
+                                        .step = bench_percentiles_of(steps, n_steps)};
+    }
+    sequences_free(&s);
+    free(steps);
+    return code;
+}
+
+int bench_decode(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                 flute_error *err) {
+    const bench_list *contexts = &options->contexts, *batches = &options->batches;
+    if (out)
+        fprintf(out, "\ndecode\n%8s %6s %10s %9s %9s %9s %8s %7s\n", "context", "batch", "tokens/s", "ms p50",
+                "ms p90", "ms p99", "GB/s", "% read");
+    for (int i = 0; i < contexts->n * batches->n; i++) {
+        const int context = contexts->values[i / batches->n], batch = batches->values[i % batches->n];
+        bench_decode_record *r = &report->decode[report->n_decode];
+        bool skip;
+        int code = check_context(contexts, &report->model, context + options->n_generate, &skip, err);
+        if (!code && !skip) code = decode_one(model, options, context, batch, &report->model, r, err);
+        if (code) return code;
+        if (skip) continue;
+        report->n_decode++;
         if (out)
-            fprintf(out, "%8d %6d %10.1f %10.1f %9.3f %9.3f %9.3f %8.1f %7.1f\n", context, batch,
-                    steps * batch, steps, times.p50 * 1e3, times.p90 * 1e3, times.p99 * 1e3, rate / 1e9,
-                    100 * rate / bandwidth);
-        yyjson_mut_val *record = yyjson_mut_arr_add_obj(doc, records);
-        yyjson_mut_obj_add_int(doc, record, "context", context);
-        yyjson_mut_obj_add_int(doc, record, "batch", batch);
-        yyjson_mut_obj_add_real(doc, record, "tokens_per_second", steps * batch);
-        yyjson_mut_obj_add_real(doc, record, "step_ms_p50", times.p50 * 1e3);
-        yyjson_mut_obj_add_real(doc, record, "step_ms_p90", times.p90 * 1e3);
-        yyjson_mut_obj_add_real(doc, record, "step_ms_p99", times.p99 * 1e3);
-        yyjson_mut_obj_add_real(doc, record, "bytes_per_second", rate);
-        yyjson_mut_obj_add_real(doc, record, "bandwidth_share", rate / bandwidth);
+            fprintf(out, "%8d %6d %10.1f %9.3f %9.3f %9.3f %8.1f %7.1f\n", context, batch, r->tokens,
+                    r->step.p50 * 1e3, r->step.p90 * 1e3, r->step.p99 * 1e3, r->bytes / 1e9,
+                    100 * r->bytes / report->read_bandwidth);
+        if (out) fflush(out);
+    }
+    return FLUTE_OK;
+}
+
+// ---- Latency
+
+// All prompts arrive at once and are run one after the other; then the sequences continue together. first:
+// (n) seconds until each has its first token; steps: (n_generate − 1), each of which gives every sequence one
+// more.
+static int serve(sequences *s, double *first, double *steps, flute_error *err) {
+    int code = sequences_rewind(s, 0, err);
+    const double start = cli_now();
+    for (int i = 0; !code && i < s->n; i++) {
+        if ((code = sequences_prefill(s, i, err))) break;
+        code = flute_session_sample(s->sessions[i], &s->sampling[i], &s->ids[i], err);
+        first[i] = cli_now() - start;
+    }
+    for (int step = 0; !code && step < s->n_generate - 1; step++) code = sequences_step(s, &steps[step], err);
+    return code;
+}
+
+static int latency_one(flute_model *model, const bench_options *options, int prompt, int batch,
+                       const flute_model_info *info, bench_latency_record *record, flute_error *err) {
+    const int repeats = options->repeats, n_steps = options->n_generate - 1;
+    sequences s;
+    double *first = calloc((size_t)repeats * (size_t)batch, sizeof *first),
+           *steps = calloc((size_t)repeats * (size_t)n_steps, sizeof *steps);
+    int code = sequences_create(&s, model, info, batch, prompt, options->n_generate, err);
+    if (!code && (!first || !steps)) code = fail_memory(err, (uint64_t)repeats * sizeof *first, "times");
+    for (int repeat = -1; !code && repeat < repeats; repeat++) { // the first, uncounted, warms up
+        const size_t at = (size_t)(repeat < 0 ? 0 : repeat);
+        code = serve(&s, first + at * (size_t)batch, steps + at * (size_t)n_steps, err);
+    }
+    if (!code)
+        *record = (bench_latency_record){prompt, batch, bench_percentiles_of(first, repeats * batch),
+                                         bench_percentiles_of(steps, repeats * n_steps)};
+    sequences_free(&s);
+    free(first);
+    free(steps);
+    return code;
+}
+
+int bench_latency(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                  flute_error *err) {
+    const bench_list *prompts = &options->prompts, *batches = &options->batches;
+    if (options->n_generate < 2)
+        return fail(err, FLUTE_EINVAL, "--generate: the time between two tokens takes at least 2");
+    if (out)
+        fprintf(out, "\n%-15s%30s%30s\n%8s %6s %9s %9s %9s %9s %9s %9s\n", "latency, ms", "first token",
+                "next token", "prompt", "batch", "p50", "p90", "p99", "p50", "p90", "p99");
+    for (int i = 0; i < prompts->n * batches->n; i++) {
+        const int prompt = prompts->values[i / batches->n], batch = batches->values[i % batches->n];
+        bench_latency_record *r = &report->latency[report->n_latency];
+        bool skip;
+        int code = check_context(prompts, &report->model, prompt + options->n_generate, &skip, err);
+        if (!code && !skip) code = latency_one(model, options, prompt, batch, &report->model, r, err);
+        if (code) return code;
+        if (skip) continue;
+        report->n_latency++;
+        if (out)
+            fprintf(out, "%8d %6d %9.2f %9.2f %9.2f %9.3f %9.3f %9.3f\n", prompt, batch, r->first.p50 * 1e3,
+                    r->first.p90 * 1e3, r->first.p99 * 1e3, r->token.p50 * 1e3, r->token.p90 * 1e3,
+                    r->token.p99 * 1e3);
+        if (out) fflush(out);
     }
     return FLUTE_OK;
 }

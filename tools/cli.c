@@ -1,6 +1,7 @@
 #include "tools/cli.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,6 +11,34 @@
 
 #include "engine/base/fail.h"
 #include "engine/base/file.h"
+
+static bool begins_option(const struct option *options, const char *text) {
+    const size_t length = strcspn(text, "=");
+    for (; options->name; options++)
+        if (strncmp(options->name, text, length) == 0) return true;
+    return false;
+}
+
+int cli_next_option(int argc, char **argv, const char *short_options, const struct option *long_options,
+                    flute_error *err) {
+    opterr = 0;
+    const int before = optind;
+    const int option = getopt_long(argc, argv, short_options, long_options, NULL);
+    if (option != '?' && option != ':') return option;
+    // The argument behind us is what is wrong, unless it is a letter inside of a cluster like -vxn.
+    const char *text = argv[optind - 1];
+    const bool is_long = optind > before && strncmp(text, "--", 2) == 0;
+    const char letter[] = {'-', (char)optopt, 0}, *name = is_long ? text : letter;
+    if (option == ':')
+        fail(err, FLUTE_EINVAL, "%s: a value must follow it", name);
+    else if (is_long && optopt)
+        fail(err, FLUTE_EINVAL, "%s: this option takes no value", name);
+    else if (is_long && begins_option(long_options, text + 2))
+        fail(err, FLUTE_EINVAL, "%s: several options begin like this; write it out", name);
+    else
+        fail(err, FLUTE_EINVAL, "%s: there is no such option", name);
+    return '?';
+}
 
 int cli_parse_int(const char *option, const char *text, int64_t min, int64_t max, int64_t *out,
                   flute_error *err) {
@@ -87,7 +116,7 @@ int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n
         if (errno || end == at || (*end && *end != ',') || value < 0 || value > INT32_MAX) {
             free(list);
             return fail(err, FLUTE_EINVAL, "%s: number %zu of the list is not a token id; write 1,2,3",
-                        option, count);
+                        option, count + 1);
         }
         list[count++] = (int32_t)value;
         at = end;
@@ -101,15 +130,19 @@ int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n
 #define DEFAULT_MODEL "docs-llama2-q4.flt"
 
 int cli_default_model(char *path, size_t size, flute_error *err) {
-    char folder[PATH_MAX];
+    char folder[PATH_MAX], place[PATH_MAX];
     const ssize_t length = readlink("/proc/self/exe", folder, sizeof folder - 1);
     if (length > 0) {
         folder[length] = 0;
         *strrchr(folder, '/') = 0;
         static const char *const places[] = {"../models", "../share/flute"};
         for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-            const int n = snprintf(path, size, "%s/%s/" DEFAULT_MODEL, folder, places[i]);
-            if (n > 0 && (size_t)n < size && access(path, F_OK) == 0) return FLUTE_OK;
+            const int n = snprintf(place, sizeof place, "%s/%s/" DEFAULT_MODEL, folder, places[i]);
+            char *real = n > 0 && (size_t)n < sizeof place ? realpath(place, NULL) : NULL;
+            if (!real) continue;
+            snprintf(path, size, "%s", real);
+            free(real);
+            return FLUTE_OK;
         }
     }
     snprintf(path, size, "%s/" DEFAULT_MODEL, FLUTE_DATADIR);
@@ -150,6 +183,24 @@ int cli_read_text(const char *path, char **text, size_t *size, flute_error *err)
     return strcmp(path, "-") == 0 ? read_stdin(text, size, err) : file_read(path, text, size, err);
 }
 
+const char *cli_input_name(const char *path) {
+    return strcmp(path, "-") == 0 ? "standard input" : path;
+}
+
+int cli_tokenize(const flute_model *model, const char *origin, const char *text, size_t size, int flags,
+                 int32_t **ids, size_t *n, flute_error *err) {
+    flute_error problem;
+    int64_t count = flute_tokenize(model, text, size, flags, NULL, 0, &problem);
+    // What else can fail names the model.
+    if (count == FLUTE_EFORMAT) return fail(err, FLUTE_EFORMAT, "%s: %s", origin, problem.message);
+    if (count < 0) return fail(err, (int)count, "%s", problem.message);
+    *ids = malloc(((size_t)count + 1) * sizeof **ids);
+    if (!*ids) return fail_memory(err, ((size_t)count + 1) * sizeof **ids, "the tokens of the text");
+    count = flute_tokenize(model, text, size, flags, *ids, (size_t)count, err);
+    *n = count < 0 ? 0 : (size_t)count;
+    return count < 0 ? (int)count : FLUTE_OK;
+}
+
 void cli_put_text(FILE *out, const char *text, size_t size, bool safe) {
     if (!safe) {
         fwrite(text, 1, size, out);
@@ -182,8 +233,17 @@ int cli_flush(flute_error *err) {
     return fail(err, FLUTE_EIO, "standard output: %s", errno ? strerror(errno) : "cannot write");
 }
 
-void cli_default_sigpipe(void) {
+static void on_signal(int signal_number) {
+    file_writer_remove_all();
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+}
+
+void cli_set_signals(void) {
+    static const int ends[] = {SIGINT, SIGTERM, SIGHUP};
     signal(SIGPIPE, SIG_DFL);
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN);
 }
 
 double cli_now(void) {

@@ -14,6 +14,13 @@
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
+struct option;
+
+// getopt_long, whose own messages are switched off: for a command line that cannot be understood it returns
+// '?' with *err filled. short_options begins with ':'.
+int cli_next_option(int argc, char **argv, const char *short_options, const struct option *long_options,
+                    flute_error *err);
+
 // Each parses the value of an option and names option, value and what is allowed in its message
 // (FLUTE_EINVAL).
 int cli_parse_int(const char *option, const char *text, int64_t min, int64_t max, int64_t *out,
@@ -38,6 +45,11 @@ int cli_fail(const char *tool, const flute_error *err, bool usage);
 
 // Reads a whole file, or standard input for "-"; malloc'd, with a NUL after it. size may not be NULL.
 int cli_read_text(const char *path, char **text, size_t *size, flute_error *err);
+// What messages call the text that was read from path.
+const char *cli_input_name(const char *path);
+// flute_tokenize into malloc'd *ids; messages about the text say where it came from.
+int cli_tokenize(const flute_model *model, const char *origin, const char *text, size_t size, int flags,
+                 int32_t **ids, size_t *n, flute_error *err);
 
 // Writes UTF-8 text. With safe set, control characters (C0 but \n and \t, DEL, C1) become visible (^[,
 // \u009b), so that nothing a model says is executed by the terminal.
@@ -48,8 +60,10 @@ int cli_put_json(yyjson_mut_doc *doc, flute_error *err);
 
 // Flushes standard output; FLUTE_EIO when something could not be written.
 int cli_flush(flute_error *err);
-// For the start of main: a closed pipe ends the tool quietly, even if its parent ignored SIGPIPE.
-void cli_default_sigpipe(void);
+// For the start of main: a closed pipe ends the tool quietly, even if its parent ignored SIGPIPE; Ctrl-C and
+// the other signals that end programs leave no half-written file behind. Those that the parent ignores stay
+// ignored, so that nohup works.
+void cli_set_signals(void);
 
 double cli_now(void); // seconds of a monotonic clock
 

@@ -1,37 +1,64 @@
 // flute-bench: speed of whole models and of single kernels, against the read bandwidth measured in the same
 // run.
 #include <getopt.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/base/fail.h"
+#include "engine/base/file.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
 
 static const char usage[] =
-    "Usage: flute-bench [all|prefill|decode] -m MODEL.flt [options]\n"
-    "       flute-bench kernels [options]\n"
+    "Usage: flute-bench [all|prefill|decode|latency|kernels] [options]\n"
     "\n"
     "Measures, and compares with the read bandwidth of the memory, taken in the same run.\n"
     "\n"
-    "  -m, --model FILE        the model; flute-quantize --random NAME writes ones for measuring\n"
-    "      --prompts LIST      prefill: prompt lengths in tokens (default 32,128,512)\n"
-    "      --contexts LIST     decode: tokens in the cache at the start (default 32,512)\n"
-    "      --batches LIST      decode: sequences per step (default 1,4,8)\n"
-    "  -n, --tokens N          decode: tokens per measurement (default 32)\n"
-    "      --shapes LIST       kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3.2-1B)\n"
-    "      --types LIST        kernels: lut4,lut3,lut2,int8,bf16 (default lut4,lut3,lut2,int8); bf16 always "
-    "runs\n"
-    "      --rows LIST         kernels: M, the rows of activations (default 1,8,16,32,128)\n"
-    "      --group N           kernels: columns per scale (default 128)\n"
-    "      --repeats N         measurements of each; the median counts (default 3)\n"
-    "  -t, --threads N         CPU threads (default: all)\n"
-    "      --device NAME       auto, cpu or cuda (default auto)\n"
-    "      --kernels NAME      auto or ref (default auto)\n"
-    "      --no-verify         do not check the checksums of the model\n"
-    "      --json              print one JSON object instead of tables\n"
-    "  -h, --help              this text\n"
-    "      --version           the version\n";
+    "  prefill   tokens per second of one prompt, by length\n"
+    "  decode    tokens per second and time per step, by tokens in the cache and batch\n"
+    "  latency   time to the first token and from token to token, by prompt length and batch: all prompts\n"
+    "            arrive together, are run one after the other, then continue together\n"
+    "  kernels   single products on random weights, without a model\n"
+    "  all       prefill, decode and latency; the default\n"
+    "\n"
+    "  -m, --model FILE            the model; default: the one that comes with flute. flute-quantize "
+    "--random\n"
+    "                              NAME writes models to measure with\n"
+    "      --prompt-lengths LIST   prefill, latency: tokens (default 32,128,512)\n"
+    "  -c, --contexts LIST         decode: tokens in the cache at the start (default 32,512)\n"
+    "      --batches LIST          decode, latency: sequences that run together (default 1,4,8)\n"
+    "  -n, --generate N            decode, latency: tokens that each sequence generates (default 32)\n"
+    "      --shapes LIST           kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3-8B)\n"
+    "      --types LIST            kernels: lut4,lut3,lut2,int8 (default: all); bf16 always runs\n"
+    "      --rows LIST             kernels: M, the rows of activations (default, on the CPU: 1,8,16,64)\n"
+    "      --group N               kernels: columns per scale (default 128)\n"
+    "      --repeat N              measurements of each, after one to warm up; the median counts (default "
+    "3)\n"
+    "  -t, --threads N             CPU threads (default: all)\n"
+    "      --device NAME           auto, cpu or cuda (default auto)\n"
+    "      --kernels NAME          auto or ref (default auto)\n"
+    "      --no-verify             do not check the checksums of the model\n"
+    "      --plot FILE.svg|.html   draw charts, too: a roofline with every measurement, and one for each "
+    "table\n"
+    "      --json                  print one JSON object instead of tables\n"
+    "  -h, --help                  this text\n"
+    "      --version               the version\n"
+    "\n"
+    "Default lengths that the model's context cannot hold are left out.\n"
+    "\n"
+    "JSON keys: version command date device read_bandwidth (bytes per second); with a model: model weights "
+    "group\n"
+    "weight_bytes decode_bytes kv_token_bytes; then an array for each part that ran.\n"
+    "  prefill:  prompt ms tokens_per_second gflops intensity\n"
+    "  decode:   context batch tokens_per_second step_ms_p50 step_ms_p90 step_ms_p99 bytes_per_second\n"
+    "            bandwidth_share gflops intensity\n"
+    "  latency:  prompt batch first_ms_p50 first_ms_p90 first_ms_p99 token_ms_p50 token_ms_p90 token_ms_p99\n"
+    "  kernels:  n k type group m us bytes_per_second bandwidth_share gflops intensity speedup_over_bf16\n"
+    "Bytes are those that cannot be avoided (decode: every weight once a step, the cache of every "
+    "sequence);\n"
+    "intensity is operations per such byte.\n";
 
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -43,9 +70,15 @@ double bench_median(double *values, int n) {
     return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
-double bench_percentile(const double *sorted, int n, double p) {
+static double percentile(const double *sorted, int n, double p) {
     int index = (int)(p / 100 * n);
     return sorted[index < n ? index : n - 1];
+}
+
+bench_percentiles bench_percentiles_of(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, compare_doubles);
+    return (bench_percentiles){percentile(values, n, 50), percentile(values, n, 90),
+                               percentile(values, n, 99)};
 }
 
 static int parse_int(const char *option, const char *text, int min, int max, int *out, flute_error *err) {
@@ -100,77 +133,95 @@ static int piece_type(const char *option, const char *text, int i, void *out, fl
 }
 
 static int parse_list(const char *option, const char *text, bench_list *out, flute_error *err) {
+    out->chosen = true;
     return for_each_piece(option, text, BENCH_MAX_VALUES, piece_int, out->values, &out->n, err);
 }
 
 enum {
     OPT_PROMPTS = 256,
-    OPT_CONTEXTS,
     OPT_BATCHES,
     OPT_SHAPES,
     OPT_TYPES,
     OPT_ROWS,
     OPT_GROUP,
-    OPT_REPEATS,
+    OPT_REPEAT,
     OPT_DEVICE,
     OPT_KERNELS,
     OPT_NO_VERIFY,
+    OPT_PLOT,
     OPT_JSON,
     OPT_VERSION
 };
 
-static const struct option long_options[] = {
-    {"model", required_argument, NULL, 'm'},           {"tokens", required_argument, NULL, 'n'},
-    {"threads", required_argument, NULL, 't'},         {"help", no_argument, NULL, 'h'},
-    {"prompts", required_argument, NULL, OPT_PROMPTS}, {"contexts", required_argument, NULL, OPT_CONTEXTS},
-    {"batches", required_argument, NULL, OPT_BATCHES}, {"shapes", required_argument, NULL, OPT_SHAPES},
-    {"types", required_argument, NULL, OPT_TYPES},     {"rows", required_argument, NULL, OPT_ROWS},
-    {"group", required_argument, NULL, OPT_GROUP},     {"repeats", required_argument, NULL, OPT_REPEATS},
-    {"device", required_argument, NULL, OPT_DEVICE},   {"kernels", required_argument, NULL, OPT_KERNELS},
-    {"no-verify", no_argument, NULL, OPT_NO_VERIFY},   {"json", no_argument, NULL, OPT_JSON},
-    {"version", no_argument, NULL, OPT_VERSION},       {0}};
+static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
+                                             {"prompt-lengths", required_argument, NULL, OPT_PROMPTS},
+                                             {"contexts", required_argument, NULL, 'c'},
+                                             {"batches", required_argument, NULL, OPT_BATCHES},
+                                             {"generate", required_argument, NULL, 'n'},
+                                             {"shapes", required_argument, NULL, OPT_SHAPES},
+                                             {"types", required_argument, NULL, OPT_TYPES},
+                                             {"rows", required_argument, NULL, OPT_ROWS},
+                                             {"group", required_argument, NULL, OPT_GROUP},
+                                             {"repeat", required_argument, NULL, OPT_REPEAT},
+                                             {"threads", required_argument, NULL, 't'},
+                                             {"device", required_argument, NULL, OPT_DEVICE},
+                                             {"kernels", required_argument, NULL, OPT_KERNELS},
+                                             {"no-verify", no_argument, NULL, OPT_NO_VERIFY},
+                                             {"plot", required_argument, NULL, OPT_PLOT},
+                                             {"json", no_argument, NULL, OPT_JSON},
+                                             {"help", no_argument, NULL, 'h'},
+                                             {"version", no_argument, NULL, OPT_VERSION},
+                                             {0}};
 
 static const bench_options defaults = {
-    .prompts = {3, {32, 128, 512}},
-    .contexts = {2, {32, 512}},
-    .batches = {3, {1, 4, 8}},
-    .n_decode = 32,
+    .prompts = {3, {32, 128, 512}, false},
+    .contexts = {2, {32, 512}, false},
+    .batches = {3, {1, 4, 8}, false},
+    .n_generate = 32,
     .repeats = 3,
-    .n_shapes = 5,
-    .shapes = {{3072, 2048}, {2048, 2048}, {16384, 2048}, {2048, 8192}, {128256, 2048}},
-    .n_types = 4,
-    .types = {WEIGHT_LUT4, WEIGHT_LUT3, WEIGHT_LUT2, WEIGHT_INT8},
-    .rows = {5, {1, 8, 16, 32, 128}},
+    .n_types = 5,
+    .types = {WEIGHT_BF16, WEIGHT_LUT4, WEIGHT_LUT3, WEIGHT_LUT2, WEIGHT_INT8},
     .group_size = 128,
 };
 
-static int parse_option(int option, const char *text, bench_options *o, bool *json, flute_error *err) {
+// Types of --types, behind bf16, with which the others are compared.
+static int parse_types(const char *text, bench_options *o, flute_error *err) {
+    weight_type types[WEIGHT_N_TYPES];
+    int n = 0;
+    const int code = for_each_piece("--types", text, WEIGHT_N_TYPES, piece_type, types, &n, err);
+    o->n_types = 1;
+    for (int i = 0; !code && i < n; i++)
+        if (types[i] != WEIGHT_BF16) o->types[o->n_types++] = types[i];
+    return code;
+}
+
+static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
     switch (option) {
     case 'm':
         o->model_path = text;
         return FLUTE_OK;
     case 'n':
-        return parse_int("--tokens", text, 1, 1 << 20, &o->n_decode, err);
+        return parse_int("--generate", text, 1, 1 << 20, &o->n_generate, err);
     case 't':
-        return parse_int("--threads", text, 1, 4096, &o->model.n_threads, err);
-    case OPT_PROMPTS:
-        return parse_list("--prompts", text, &o->prompts, err);
-    case OPT_CONTEXTS:
+        return parse_int("--threads", text, 1, 1024, &o->model.n_threads, err);
+    case 'c':
         return parse_list("--contexts", text, &o->contexts, err);
+    case OPT_PROMPTS:
+        return parse_list("--prompt-lengths", text, &o->prompts, err);
     case OPT_BATCHES:
         return parse_list("--batches", text, &o->batches, err);
     case OPT_SHAPES:
         return for_each_piece("--shapes", text, BENCH_MAX_VALUES, piece_shape, o->shapes, &o->n_shapes, err);
     case OPT_TYPES:
-        return for_each_piece("--types", text, WEIGHT_N_TYPES, piece_type, o->types, &o->n_types, err);
+        return parse_types(text, o, err);
     case OPT_ROWS:
         return parse_list("--rows", text, &o->rows, err);
     case OPT_GROUP:
         if (parse_int("--group", text, 32, 256, &o->group_size, err) || (o->group_size & (o->group_size - 1)))
             return fail(err, FLUTE_EINVAL, "--group: '%s' is none of 32, 64, 128, 256", text);
         return FLUTE_OK;
-    case OPT_REPEATS:
-        return parse_int("--repeats", text, 1, 1000, &o->repeats, err);
+    case OPT_REPEAT:
+        return parse_int("--repeat", text, 1, 1000, &o->repeats, err);
     case OPT_DEVICE:
         return cli_parse_device(text, &o->model.device, err);
     case OPT_KERNELS:
@@ -178,78 +229,123 @@ static int parse_option(int option, const char *text, bench_options *o, bool *js
     case OPT_NO_VERIFY:
         o->model.no_verify = true;
         return FLUTE_OK;
-    case OPT_JSON:
-        *json = true;
+    case OPT_PLOT:
+        o->plot_path = text;
+        return bench_plot_check(text, err);
+    default: // OPT_JSON
+        o->json = true;
         return FLUTE_OK;
-    default:
-        return fail(err, FLUTE_EINVAL, "see flute-bench --help");
     }
 }
 
-static int bench_model(const bench_options *options, const char *what, FILE *out, yyjson_mut_doc *doc,
-                       yyjson_mut_val *results, flute_error *err) {
-    flute_model *model = NULL;
-    int code = flute_model_open(&model, options->model_path, &options->model, err);
-    if (code) return code;
-    flute_model_info info;
-    flute_model_get_info(model, &info);
-    double bandwidth = flute_model_measure_bandwidth(model);
-    yyjson_mut_obj_add_strcpy(doc, results, "model", info.name);
-    yyjson_mut_obj_add_strcpy(doc, results, "weights", info.weights);
-    yyjson_mut_obj_add_int(doc, results, "group", info.group_size);
-    yyjson_mut_obj_add_strcpy(doc, results, "device", info.device);
-    yyjson_mut_obj_add_uint(doc, results, "weight_bytes", info.weight_bytes);
-    yyjson_mut_obj_add_uint(doc, results, "decode_bytes", info.decode_bytes);
-    yyjson_mut_obj_add_real(doc, results, "read_bandwidth", bandwidth);
+typedef int bench_part(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                       flute_error *err);
+
+static const struct {
+    const char *name;
+    bench_part *part;
+} parts[] = {{"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}};
+enum { N_PARTS = 3 };
+
+// Runs the parts of that name, or all of them.
+static int bench_model(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+                       flute_error *err) {
+    const flute_model_info *info = &report->model;
+    flute_model_get_info(model, &report->model);
+    snprintf(report->device, sizeof report->device, "%s", info->device);
+    report->read_bandwidth = flute_model_measure_bandwidth(model);
     if (out)
         fprintf(
             out,
             "%s, %s, group %d, %.2f GB of weights, %.2f GB read per token\n%s\nread bandwidth %.1f GB/s\n",
-            info.name, info.weights, info.group_size, (double)info.weight_bytes / 1e9,
-            (double)info.decode_bytes / 1e9, info.device, bandwidth / 1e9);
-    if (strcmp(what, "decode") != 0)
-        code = bench_prefill(model, options, bandwidth, out, doc,
-                             yyjson_mut_obj_add_arr(doc, results, "prefill"), err);
-    if (!code && strcmp(what, "prefill") != 0)
-        code = bench_decode(model, options, bandwidth, out, doc,
-                            yyjson_mut_obj_add_arr(doc, results, "decode"), err);
-    flute_model_free(model);
+            info->name, info->weights, info->group_size, (double)info->weight_bytes / 1e9,
+            (double)info->decode_bytes / 1e9, info->device, report->read_bandwidth / 1e9);
+    const bool all = strcmp(report->command, "all") == 0;
+    int code = FLUTE_OK;
+    for (int i = 0; !code && i < N_PARTS; i++)
+        if (all || strcmp(report->command, parts[i].name) == 0)
+            code = parts[i].part(model, options, report, out, err);
     return code;
 }
 
-static int run(const char *what, const bench_options *options, bool json, flute_error *err) {
-    static const char *const modes[] = {"all", "prefill", "decode", "kernels"};
-    int mode = 0;
-    while (mode < 4 && strcmp(what, modes[mode]) != 0) mode++;
-    if (mode == 4) return fail(err, FLUTE_EINVAL, "'%s' is none of all, prefill, decode, kernels", what);
-    if (mode != 3 && !options->model_path) return fail(err, FLUTE_EINVAL, "which model? give -m MODEL.flt");
-
-    FILE *out = json ? NULL : stdout;
+static int write_json(const bench_report *report, flute_error *err) {
     yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
     if (!doc) return fail(err, FLUTE_ENOMEM, "out of memory for the results");
-    yyjson_mut_val *results = yyjson_mut_obj(doc);
-    yyjson_mut_doc_set_root(doc, results);
-    int code = mode == 3 ? bench_kernels(options, out, doc, results, err)
-                         : bench_model(options, what, out, doc, results, err);
-    if (!code && json) code = cli_put_json(doc, err);
+    bench_report_json(report, doc);
+    const int code = cli_put_json(doc, err);
     yyjson_mut_doc_free(doc);
-    if (!code) code = cli_flush(err);
     return code;
+}
+
+static int measure(const bench_options *options, bench_report *report, flute_error *err) {
+    FILE *out = options->json ? NULL : stdout;
+    flute_model *model = NULL;
+    file_writer *plot = NULL;
+    char path[PATH_MAX];
+    int code = FLUTE_OK;
+    // Opened first: a folder that does not exist should not be found out after minutes of measuring.
+    if (options->plot_path && !(plot = file_writer_open(options->plot_path, err))) return err->code;
+    if (strcmp(report->command, "kernels") == 0) {
+        code = bench_kernels(options, report, out, err);
+    } else {
+        if (!options->model_path) code = cli_default_model(path, sizeof path, err);
+        if (!code)
+            code = flute_model_open(&model, options->model_path ? options->model_path : path, &options->model,
+                                    err);
+        if (!code) code = bench_model(model, options, report, out, err);
+    }
+    if (!code && options->json) code = write_json(report, err);
+    if (!code) code = cli_flush(err);
+    if (!code && plot) code = bench_report_plot(report, options->plot_path, plot, err);
+    if (!code && plot)
+        code = file_writer_commit(plot, err);
+    else
+        file_writer_abort(plot);
+    flute_model_free(model); // after the results, which refer to it
+    return code;
+}
+
+static int run(const char *command, const bench_options *options, flute_error *err) {
+    bench_report *report = calloc(1, sizeof *report);
+    if (!report) return fail_memory(err, sizeof *report, "the results");
+    const time_t now = time(NULL);
+    strftime(report->date, sizeof report->date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
+    report->command = command;
+    const int code = measure(options, report, err);
+    free(report);
+    return code;
+}
+
+// The part named on the command line, "all" if there is none.
+static int parse_command(int argc, char **argv, const char **command, flute_error *err) {
+    static const char *const names[] = {"all", "prefill", "decode", "latency", "kernels", NULL};
+    int index = 0;
+    if (argc - optind > 1) return fail(err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind + 1]);
+    if (optind < argc && cli_parse_name("what to measure", argv[optind], names, &index, err))
+        return FLUTE_EINVAL;
+    *command = names[index];
+    return FLUTE_OK;
 }
 
 int main(int argc, char **argv) {
     bench_options options = defaults;
     flute_error err = {0};
-    bool json = false;
-    for (int option; (option = getopt_long(argc, argv, "m:n:t:h", long_options, NULL)) != -1;) {
-        if (option == 'h') return fputs(usage, stdout) < 0;
-        if (option == OPT_VERSION) return printf("flute-bench %s\n", flute_version()) < 0;
-        if (parse_option(option, optarg, &options, &json, &err)) return cli_fail("flute-bench", &err, true);
+    const char *command = NULL;
+    int code = FLUTE_OK;
+    cli_set_signals();
+    for (int option;
+         !code && (option = cli_next_option(argc, argv, ":m:c:n:t:h", long_options, &err)) != -1;) {
+        if (option == '?') return cli_fail("flute-bench", &err, true);
+        if (option == 'h' || option == OPT_VERSION) {
+            if (option == 'h')
+                fputs(usage, stdout);
+            else
+                printf("flute-bench %s\n", flute_version());
+            return cli_flush(&err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+        }
+        code = parse_option(option, optarg, &options, &err);
     }
-    if (argc - optind > 1) {
-        fail(&err, FLUTE_EINVAL, "'%s' is one argument too many; see flute-bench --help", argv[optind + 1]);
-        return cli_fail("flute-bench", &err, true);
-    }
-    int code = run(optind < argc ? argv[optind] : "all", &options, json, &err);
-    return code ? cli_fail("flute-bench", &err, code == FLUTE_EINVAL) : CLI_OK;
+    if (!code) code = parse_command(argc, argv, &command, &err);
+    if (code) return cli_fail("flute-bench", &err, true);
+    return run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
 }

@@ -32,7 +32,9 @@ static const char usage[] =
     "      --device NAME    auto, cpu or cuda (default auto)\n"
     "      --kernels NAME   auto or ref, the slow reference (default auto)\n"
     "      --no-verify      do not check the checksums of the models\n"
-    "      --json           print one JSON object\n"
+    "      --json           prints one object: perplexity, stderr, tokens, kl and top1 (null without "
+    "--base),\n"
+    "                       and more\n"
     "  -h, --help           this text\n"
     "      --version        the version\n";
 
@@ -113,27 +115,17 @@ static int score_piece(scorer *s, const int32_t *ids, int n, flute_error *err) {
     return code ? code : flute_session_score(s->session, ids, (size_t)n, score_row, s, err);
 }
 
-static int tokenize(const flute_model *model, const char *text, size_t size, int32_t **ids, int64_t *n,
-                    flute_error *err) {
-    *n = flute_tokenize(model, text, size, 0, NULL, 0, err);
-    if (*n < 0) return (int)*n;
-    *ids = malloc(((size_t)*n + 1) * sizeof **ids);
-    if (!*ids) return fail_memory(err, ((size_t)*n + 1) * sizeof **ids, "the tokens of the text");
-    *n = flute_tokenize(model, text, size, 0, *ids, (size_t)*n, err);
-    return *n < 0 ? (int)*n : FLUTE_OK;
-}
-
 // The base model must read the same tokens as the model, or the distributions do not compare.
 static int check_base(const scorer *s, const perplexity_options *o, const char *text, size_t size,
-                      const int32_t *ids, int64_t n, flute_error *err) {
+                      const int32_t *ids, size_t n, flute_error *err) {
     flute_model_info info;
     flute_model_get_info(s->base, &info);
     int32_t *base_ids = NULL;
-    int64_t n_base = 0;
-    int code = tokenize(s->base, text, size, &base_ids, &n_base, err);
+    size_t n_base = 0;
+    int code = cli_tokenize(s->base, o->text_path, text, size, 0, &base_ids, &n_base, err);
     if (!code &&
         (info.n_vocab != s->n_vocab || n_base != n || flute_token_bos(s->base) != flute_token_bos(s->model) ||
-         memcmp(base_ids, ids, (size_t)n * sizeof *ids) != 0))
+         memcmp(base_ids, ids, n * sizeof *ids) != 0))
         code = fail(err, FLUTE_ESHAPE,
                     "%s: its vocabulary is not that of %s; --base takes the same checkpoint at 16 bits",
                     o->base_path, o->model_path);
@@ -146,13 +138,13 @@ static void print_progress(const scorer *s, int64_t piece, int64_t n_pieces, dou
             exp(s->nll.mean), (double)s->nll.n / seconds);
 }
 
-static int score_text(scorer *s, const perplexity_options *o, const int32_t *ids, int64_t n, int context,
+static int score_text(scorer *s, const perplexity_options *o, const int32_t *ids, size_t n, int context,
                       double *seconds, flute_error *err) {
     const int piece = context - 1;
-    int64_t n_pieces = n / piece;
+    int64_t n_pieces = (int64_t)n / piece;
     if (n_pieces == 0)
         return fail(err, FLUTE_ERANGE,
-                    "%s: %" PRId64 " tokens are fewer than one piece of %d; choose a smaller -c",
+                    "%s: its %zu tokens are fewer than one piece of %d; give a longer text or a smaller -c",
                     o->text_path, n, piece);
     if (o->limit && o->limit < n_pieces) n_pieces = o->limit;
     int32_t *row_ids = malloc((size_t)context * sizeof *row_ids);
@@ -231,13 +223,14 @@ static int run(perplexity_options *o, flute_error *err) {
     char default_path[PATH_MAX], *text = NULL;
     size_t size = 0;
     int32_t *ids = NULL;
-    int64_t n = 0;
+    size_t n = 0;
     int context = (int)o->context;
     double seconds = 0;
     scorer s = {0};
     flute_model_info info;
 
     int code = cli_read_text(o->text_path, &text, &size, err);
+    o->text_path = cli_input_name(o->text_path); // from now on, for messages
     if (!code && !o->model_path) {
         code = cli_default_model(default_path, sizeof default_path, err);
         o->model_path = default_path;
@@ -246,7 +239,7 @@ static int run(perplexity_options *o, flute_error *err) {
     if (code) goto done;
     flute_model_get_info(s.model, &info);
     s.n_vocab = info.n_vocab;
-    code = tokenize(s.model, text, size, &ids, &n, err);
+    code = cli_tokenize(s.model, o->text_path, text, size, 0, &ids, &n, err);
     if (!code && o->base_path) code = open_base(&s, o, context, err);
     if (!code && o->base_path) code = check_base(&s, o, text, size, ids, n, err);
     if (!code) code = score_text(&s, o, ids, n, context, &seconds, err);
@@ -306,11 +299,9 @@ static int parse_option(int option, const char *text, perplexity_options *o, flu
     case OPT_NO_VERIFY:
         o->model.no_verify = true;
         return FLUTE_OK;
-    case OPT_JSON:
+    default: // OPT_JSON
         o->json = true;
         return FLUTE_OK;
-    default:
-        return fail(err, FLUTE_EINVAL, "the command line was not understood");
     }
 }
 
@@ -318,8 +309,10 @@ int main(int argc, char **argv) {
     perplexity_options options = {0};
     flute_error err = {0};
     int code = FLUTE_OK;
-    cli_default_sigpipe();
-    for (int option; !code && (option = getopt_long(argc, argv, "m:f:c:t:h", long_options, NULL)) != -1;) {
+    cli_set_signals();
+    for (int option;
+         !code && (option = cli_next_option(argc, argv, ":m:f:c:t:h", long_options, &err)) != -1;) {
+        if (option == '?') return cli_fail("flute-perplexity", &err, true);
         if (option == 'h' || option == OPT_VERSION) {
             if (option == 'h')
                 fputs(usage, stdout);

@@ -1,9 +1,7 @@
 // flute-quantize: Hugging Face checkpoints to .flt files.
 #include <getopt.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "engine/base/fail.h"
 #include "tools/cli.h"
@@ -13,9 +11,8 @@ static const char usage[] =
     "Usage: flute-quantize [options] HF_DIR\n"
     "       flute-quantize [options] --random NAME\n"
     "\n"
-    "Converts a Hugging Face checkpoint (LLaMA or Gemma: config.json, safetensors, tokenizer) into one .flt "
-    "file.\n"
-    "No calibration data is needed.\n"
+    "Converts a Hugging Face checkpoint (LLaMA or Gemma: config.json, safetensors, tokenizer) into one\n"
+    ".flt file. No calibration data is needed.\n"
     "\n"
     "  -b, --bits N          width of the projections: 2, 3, 4, 8, or 16 for dense (default 4)\n"
     "  -g, --group N         weights per scale: 32, 64, 128 or 256 (default 128)\n"
@@ -29,9 +26,9 @@ static const char usage[] =
     "      --head-bits N     width of the output head (default 8; 16 when --bits is 16)\n"
     "      --embed-bits N    width of the embedding (the same default; a tied head is stored once)\n"
     "  -o, --output FILE     the file to write (default NAME-lut4-g128.flt in the current folder)\n"
-    "      --random NAME     no checkpoint: random weights in the shape of llama-3-8b, llama-3.2-1b, "
-    "llama-3-70b,\n"
-    "                        gemma-2-9b or gemma-2-27b, to measure speed with\n"
+    "      --random NAME     no checkpoint: random weights, to measure speed with, in the shape of "
+    "llama-3-8b,\n"
+    "                        llama-3.2-1b, llama-3-70b, gemma-2-9b or gemma-2-27b\n"
     "      --seed N          of the random weights (default 0)\n"
     "  -t, --threads N       CPU threads (default: all)\n"
     "  -q, --quiet           no progress bar and no table\n"
@@ -97,46 +94,55 @@ static int parse_option(int option, const char *text, quantize_options *o, flute
     case OPT_RANDOM:
         o->random = text;
         return FLUTE_OK;
-    case OPT_SEED:
+    default: // OPT_SEED
+        o->has_seed = true;
         return cli_parse_u64("--seed", text, &o->seed, err);
-    default:
-        return fail(err, FLUTE_EINVAL, "see flute-quantize --help");
     }
 }
 
+// Options that would have no effect are mistakes.
+static int check_together(const quantize_options *o, flute_error *err) {
+    const bool has_codes =
+        o->bits < 8 || (o->head_bits && o->head_bits < 8) || (o->embed_bits && o->embed_bits < 8);
+    const char *option = o->absmax ? "--absmax" : o->table ? "--table" : NULL;
+    if (option && o->random)
+        return fail(err, FLUTE_EINVAL, "%s does not go with --random, which quantizes nothing", option);
+    if (o->table && !has_codes)
+        return fail(err, FLUTE_EINVAL, "--table: tables are for 2, 3 and 4 bits, not for --bits %d", o->bits);
+    if (o->absmax && o->bits == 16 && !o->head_bits && !o->embed_bits)
+        return fail(err, FLUTE_EINVAL, "--absmax does not go with --bits 16, which quantizes nothing");
+    if (o->has_seed && !o->random) return fail(err, FLUTE_EINVAL, "--seed is for --random only");
+    return FLUTE_OK;
+}
+
 static int parse_arguments(int argc, char **argv, quantize_options *o, flute_error *err) {
-    if (argc - optind > 1)
-        return fail(err, FLUTE_EINVAL, "'%s' is one argument too many; see flute-quantize --help",
-                    argv[optind + 1]);
+    if (argc - optind > 1) return fail(err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind + 1]);
     o->input = optind < argc ? argv[optind] : NULL;
     if (o->input && o->random)
         return fail(err, FLUTE_EINVAL, "--random %s and the folder %s exclude each other", o->random,
                     o->input);
-    if (!o->input && !o->random)
-        return fail(err, FLUTE_EINVAL, "which checkpoint? give its folder; see flute-quantize --help");
-    return FLUTE_OK;
-}
-
-// Ctrl-C leaves nothing half-written behind.
-static void on_signal(int signal_number) {
-    file_writer_remove_all();
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
+    if (!o->input && !o->random) return fail(err, FLUTE_EINVAL, "which checkpoint? give its folder");
+    return check_together(o, err);
 }
 
 int main(int argc, char **argv) {
-    quantize_options options = {.bits = 4, .group_size = 128, .table = "opt"};
+    quantize_options options = {.bits = 4, .group_size = 128};
     flute_error err = {0};
-    for (int option; (option = getopt_long(argc, argv, "b:g:o:t:qh", long_options, NULL)) != -1;) {
-        if (option == 'h') return fputs(usage, stdout) < 0;
-        if (option == OPT_VERSION) return printf("flute-quantize %s\n", flute_version()) < 0;
-        if (parse_option(option, optarg, &options, &err)) return cli_fail("flute-quantize", &err, true);
+    cli_set_signals();
+    for (int option; (option = cli_next_option(argc, argv, ":b:g:o:t:qh", long_options, &err)) != -1;) {
+        if (option == 'h' || option == OPT_VERSION) {
+            if (option == 'h')
+                fputs(usage, stdout);
+            else
+                printf("flute-quantize %s\n", flute_version());
+            return cli_flush(&err) ? cli_fail("flute-quantize", &err, false) : CLI_OK;
+        }
+        if (option == '?' || parse_option(option, optarg, &options, &err))
+            return cli_fail("flute-quantize", &err, true);
     }
     if (parse_arguments(argc, argv, &options, &err)) return cli_fail("flute-quantize", &err, true);
+    if (!options.table) options.table = "opt";
 
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-    for (int i = 0; i < 3; i++) signal(signals[i], on_signal);
-    signal(SIGXFSZ, SIG_IGN); // a file size limit is an error like a full disk
     thread_pool *pool = threads_create(options.n_threads, &err);
     if (!pool) return cli_fail("flute-quantize", &err, false);
     int code =

@@ -1,7 +1,6 @@
 // flute-run: generates text.
 #include <inttypes.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,50 +11,45 @@
 
 enum { DEFAULT_CONTEXT = 4096 };
 
-static void on_interrupt(int signal_number) {
-    file_writer_remove_all();
-    signal(signal_number, SIG_DFL);
-    raise(signal_number);
-}
-
 // ---- The prompt
 
 typedef struct prompt {
-    char *text; // NULL for --prompt-ids
+    const char *origin; // for messages about the text
+    char *text;         // NULL for --prompt-ids
     size_t size;
-    int32_t *ids;
+    int32_t *ids; // malloc'd, or those of the options
     size_t n;
 } prompt;
 
-static int read_prompt_text(const run_options *o, prompt *p, flute_error *err) {
-    const bool is_text = o->prompt && strcmp(o->prompt, "-") != 0;
-    if (is_text) {
+static int read_prompt(const run_options *o, prompt *p, flute_error *err) {
+    const char *path = o->prompt_file ? o->prompt_file : o->prompt;
+    if (!path) return FLUTE_OK;
+    if (!o->prompt_file && strcmp(path, "-") != 0) {
+        p->origin = "-p";
         p->text = strdup(o->prompt);
         p->size = strlen(o->prompt);
         return p->text ? FLUTE_OK : fail_memory(err, p->size, "the prompt");
     }
-    int code = cli_read_text(o->prompt_file ? o->prompt_file : "-", &p->text, &p->size, err);
+    p->origin = cli_input_name(path);
+    int code = cli_read_text(path, &p->text, &p->size, err);
     if (!code && p->size > 0 && p->text[p->size - 1] == '\n') p->text[--p->size] = 0;
+    if (!code && p->size > 0 && p->text[p->size - 1] == '\r') p->text[--p->size] = 0;
     return code;
 }
 
-static int read_prompt(const run_options *o, prompt *p, flute_error *err) {
-    if (o->prompt_ids) return cli_parse_ids("--prompt-ids", o->prompt_ids, &p->ids, &p->n, err);
-    if (o->prompt || o->prompt_file) return read_prompt_text(o, p, err);
-    return FLUTE_OK;
-}
-
 static int tokenize_prompt(const flute_model *model, const run_options *o, prompt *p, flute_error *err) {
-    if (o->prompt_ids || o->chat) return FLUTE_OK;
-    int64_t n = flute_tokenize(model, p->text, p->size, FLUTE_ADD_BOS, NULL, 0, err);
-    if (n < 0) return (int)n;
-    if (n == 0)
-        return fail(err, FLUTE_EINVAL, "the prompt is empty, and this model has no BOS token to start with");
-    p->ids = malloc((size_t)n * sizeof *p->ids);
-    if (!p->ids) return fail_memory(err, (size_t)n * sizeof *p->ids, "the prompt");
-    p->n = (size_t)n;
-    n = flute_tokenize(model, p->text, p->size, FLUTE_ADD_BOS, p->ids, p->n, err);
-    return n < 0 ? (int)n : FLUTE_OK;
+    if (o->prompt_ids) {
+        p->ids = o->prompt_ids;
+        p->n = o->n_prompt_ids;
+        return FLUTE_OK;
+    }
+    // A chat renders its messages itself; without a tokenizer it should fail before anyone has typed one.
+    if (o->chat) return cli_tokenize(model, "--chat", "", 0, 0, &p->ids, &p->n, err);
+    int code = cli_tokenize(model, p->origin, p->text, p->size, FLUTE_ADD_BOS, &p->ids, &p->n, err);
+    if (!code && p->n == 0)
+        code = fail(err, FLUTE_EINVAL,
+                    "%s: the prompt is empty, and this model has no BOS token to start with", p->origin);
+    return code;
 }
 
 // What -c says; without it enough for a prompt that is longer than the default context.
@@ -119,11 +113,14 @@ static void print_model(const flute_model_info *info, const run_options *o, int 
 static void print_speed(const generator *g, const flute_model_info *info, double bandwidth) {
     const double decode = generator_decode_speed(g);
     const double bytes = decode * (double)info->decode_bytes;
-    fprintf(stderr,
-            "prompt %" PRId64 " tokens, %.1f tokens/s; decode %" PRId64
-            " tokens, %.1f tokens/s, %.2f GB/s, %.0f %% of the %.1f GB/s that this machine reads\n",
-            g->prefill_tokens, generator_prefill_speed(g), g->decode_steps, decode, bytes / 1e9,
-            100 * bytes / bandwidth, bandwidth / 1e9);
+    fprintf(stderr, "prompt %" PRId64 " tokens, %.1f tokens/s", g->prefill_tokens,
+            generator_prefill_speed(g));
+    if (g->decode_steps > 0)
+        fprintf(stderr,
+                "; decode %" PRId64
+                " tokens, %.1f tokens/s, %.2f GB/s, %.0f %% of the %.1f GB/s that this machine reads",
+                g->decode_steps, decode, bytes / 1e9, 100 * bytes / bandwidth, bandwidth / 1e9);
+    fputc('\n', stderr);
 }
 
 static int print_json(const generator *g, const run_options *o, const flute_model_info *info,
@@ -157,7 +154,10 @@ static int complete(generator *g, const run_options *o, const prompt *p, flute_e
     if (!code) code = generate(g, p->ids, p->n, err);
     if (code || !g->stream || g->max_tokens == 0) return code;
     putchar('\n');
-    return cli_flush(err);
+    if ((code = cli_flush(err))) return code;
+    if (g->finish == FINISH_CONTEXT)
+        fprintf(stderr, "[the context of %d tokens is full]\n", flute_session_context(g->session));
+    return FLUTE_OK;
 }
 
 static int run(const run_options *o, flute_error *err) {
@@ -188,7 +188,9 @@ static int run(const run_options *o, flute_error *err) {
     if (o->verbose) print_model(&info, o, session_options.context);
     code = o->chat ? run_chat(&g, o, p.text, err) : complete(&g, o, &p, err);
     if (code) goto done;
-    const double bandwidth = flute_model_measure_bandwidth(g.model);
+    if (!o->json && g.prefill_tokens == 0) goto done;   // a chat without a message
+    const bool decoded = o->json || g.decode_steps > 0; // else there is nothing to compare with
+    const double bandwidth = decoded ? flute_model_measure_bandwidth(g.model) : 0;
     if (o->json) code = print_json(&g, o, &info, bandwidth, err);
     if (!code) print_speed(&g, &info, bandwidth);
 done:
@@ -196,7 +198,7 @@ done:
     flute_model_free(g.model);
     generator_free(&g);
     free(p.text);
-    free(p.ids);
+    if (!o->prompt_ids) free(p.ids);
     return code;
 }
 
@@ -204,10 +206,10 @@ int main(int argc, char **argv) {
     run_options options;
     flute_error err = {0};
     bool done;
-    cli_default_sigpipe();
-    if (run_parse_options(&options, argc, argv, &done, &err)) return cli_fail("flute-run", &err, !done);
-    if (done) return CLI_OK;
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
-    return run(&options, &err) ? cli_fail("flute-run", &err, false) : CLI_OK;
+    cli_set_signals();
+    int code = run_parse_options(&options, argc, argv, &done, &err);
+    const bool usage = code && !done;
+    if (!code && !done) code = run(&options, &err);
+    free(options.prompt_ids);
+    return code ? cli_fail("flute-run", &err, usage) : CLI_OK;
 }

@@ -13,11 +13,12 @@ typedef struct quantize_options {
     int bits;                  // of the projections: 2, 3, 4, 8, or 16 (dense)
     int head_bits, embed_bits; // 0: 8 for narrower models, else as bits
     int group_size;
-    const char *table;  // opt, nf, int, lloyd or a file of 2^bits numbers
+    const char *table;  // opt (also when not given), nf, int, lloyd or a file of 2^bits numbers
     bool absmax;        // scales from the largest weight instead of the search
     const char *input;  // the checkpoint; NULL with random
     const char *random; // shape of a random model; NULL with input
     uint64_t seed;      // of the random weights
+    bool has_seed;      // was given
     const char *output; // NULL: derived from the name
     int n_threads;      // 0: all
     bool quiet;
@@ -51,8 +52,9 @@ typedef struct quantize_job {
 typedef int quantize_dense_type(void *user, int index, weight_type *type, flute_error *err);
 int quantize_plan(quantize_job *job, quantize_dense_type *dense, void *user, flute_error *err);
 
-// Draws the progress bar when stderr is a terminal and --quiet is off.
+// Draws the progress bar when stderr is a terminal and --quiet is off, and takes it away.
 void quantize_progress(quantize_job *job, uint64_t bytes, const char *tensor);
+void quantize_progress_end(const quantize_job *job);
 
 // The two sources of weights. Both write every tensor of the plan to writer and fill job->reports.
 int quantize_checkpoint(const quantize_options *options, thread_pool *pool, flute_error *err);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/base/fail.h"
@@ -251,7 +252,11 @@ static int convert_tensor(checkpoint *c, int index, flute_error *err) {
 
 static int read_config(checkpoint *c, flute_error *err) {
     char path[4096];
+    struct stat status;
     int code = FLUTE_OK;
+    if (stat(c->job.options->input, &status) == 0 && !S_ISDIR(status.st_mode))
+        return fail(err, FLUTE_EIO, "%s: is a file; give the folder of a checkpoint, which holds config.json",
+                    c->job.options->input);
     yyjson_doc *generation = NULL;
     snprintf(path, sizeof path, "%s/generation_config.json", c->job.options->input);
     if (access(path, F_OK) == 0 && !(generation = json_parse_file(path, err))) return FLUTE_EFORMAT;
@@ -269,17 +274,20 @@ static int read_config(checkpoint *c, flute_error *err) {
 
 // Reads the tokenizer, and what only it can say: whether the model speaks Llama 3's chat format.
 static int read_tokenizer(checkpoint *c, flute_error *err) {
+    char path[4096];
     tokenizer *tok = NULL;
     int code = tokenizer_find(c->job.options->input, &c->tokenizer, &c->blob, &c->blob_size, err);
     if (code || c->tokenizer == TOKENIZER_NONE) return code;
-    if ((code = tokenizer_create(&tok, c->tokenizer, c->blob, c->blob_size, c->job.options->input, err)))
-        return code;
+    snprintf(path, sizeof path, "%s/tokenizer.json", c->job.options->input);
+    if (c->tokenizer == TOKENIZER_SENTENCEPIECE || access(path, F_OK) != 0)
+        snprintf(path, sizeof path, "%s/tokenizer.model", c->job.options->input);
+    if ((code = tokenizer_create(&tok, c->tokenizer, c->blob, c->blob_size, path, err))) return code;
     arch *a = &c->job.arch;
     if (a->chat == CHAT_PLAIN && tokenizer_find_token(tok, "<|start_header_id|>") >= 0) a->chat = CHAT_LLAMA3;
     if (tokenizer_vocab_size(tok) > a->n_vocab)
         code = fail(err, FLUTE_ESHAPE,
-                    "%s: the tokenizer has %d tokens, the model only %d; are both of one model?",
-                    c->job.options->input, tokenizer_vocab_size(tok), a->n_vocab);
+                    "%s: the tokenizer has %d tokens, the model only %d; are both of one model?", path,
+                    tokenizer_vocab_size(tok), a->n_vocab);
     tokenizer_free(tok);
     return code;
 }
@@ -294,11 +302,17 @@ int quantize_checkpoint(const quantize_options *options, thread_pool *pool, flut
     if (!code) code = quantize_plan(&c->job, dense_type, c, err);
     if (!code) code = quantize_job_open(&c->job, c->tokenizer, c->blob, c->blob_size, &c->writer, err);
     for (int i = 0; !code && i < arch_n_tensors(&c->job.arch); i++) code = convert_tensor(c, i, err);
+    quantize_progress_end(&c->job);
     if (code) {
         flt_writer_abort(c->writer);
     } else {
         code = flt_writer_commit(c->writer, err);
         if (!code && !options->quiet) quantize_job_print(&c->job);
+        if (!code && !options->quiet && c->tokenizer == TOKENIZER_NONE)
+            fprintf(
+                stderr,
+                "%s: neither tokenizer.model nor tokenizer.json is there: the model takes token ids only\n",
+                options->input);
     }
     safetensors_free(c->tensors);
     free(c->blob);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/base/fail.h"
@@ -71,9 +72,10 @@ static int plan_tensor(quantize_job *job, int index, quantize_dense_type *dense,
     } else {
         const int group = job->options->group_size;
         if (w->n_cols % group)
-            return fail(err, FLUTE_ESHAPE,
-                        "%s: K=%lld is not a multiple of the group size %d; choose a smaller --group",
-                        tensor.name, (long long)w->n_cols, group);
+            return fail(err, FLUTE_ESHAPE, "%s: %s: K=%lld is not a multiple of the group size %d; %s",
+                        job->options->random ? job->options->random : job->options->input, tensor.name,
+                        (long long)w->n_cols, group,
+                        group > 32 ? "choose a smaller --group" : "keep it dense (16 bits)");
         w->type = type_of_bits(bits);
         w->group_size = group;
         w->size = layout_matrix_bytes(w->type, w->n_rows, w->n_cols, group);
@@ -134,16 +136,37 @@ static void output_path(const quantize_job *job, char *out, size_t size) {
                  options->group_size);
 }
 
+// A slip of the finger must not cost a checkpoint: nothing is replaced but models and empty files.
+static int check_output(const char *path, flute_error *err) {
+    struct stat status;
+    char start[sizeof FLT_MAGIC - 1];
+    if (stat(path, &status) || !S_ISREG(status.st_mode) || status.st_size == 0) return FLUTE_OK;
+    FILE *file = fopen(path, "re");
+    if (!file) return FLUTE_OK; // the writer will say what is wrong
+    const bool is_model =
+        fread(start, 1, sizeof start, file) == sizeof start && memcmp(start, FLT_MAGIC, sizeof start) == 0;
+    fclose(file);
+    if (is_model) return FLUTE_OK;
+    return fail(err, FLUTE_EIO,
+                "%s: is there already and is no .flt file, so it stays; remove it or choose another output",
+                path);
+}
+
 int quantize_job_open(quantize_job *job, tokenizer_kind kind, const void *blob, size_t size,
                       flt_writer **writer, flute_error *err) {
     const quantize_options *o = job->options;
     char generator[256];
-    if (o->bits == 16)
+    if (o->random)
+        snprintf(generator, sizeof generator, "flute-quantize %s --random %s --bits %d --group %d",
+                 flute_version(), o->random, o->bits, o->group_size);
+    else if (o->bits == 16)
         snprintf(generator, sizeof generator, "flute-quantize %s --bits 16", flute_version());
     else
         snprintf(generator, sizeof generator, "flute-quantize %s --bits %d --group %d --table %.80s%s",
                  flute_version(), o->bits, o->group_size, o->table, o->absmax ? " --absmax" : "");
     output_path(job, job->output, sizeof job->output);
+    int code = check_output(job->output, err);
+    if (code) return code;
     const flt_writer_options options = {.arch = &job->arch,
                                         .name = job->name,
                                         .generator = generator,
@@ -155,16 +178,21 @@ int quantize_job_open(quantize_job *job, tokenizer_kind kind, const void *blob, 
 
 // ---- What people see
 
+enum { PROGRESS_WIDTH = 30 };
+
 void quantize_progress(quantize_job *job, uint64_t bytes, const char *tensor) {
-    enum { WIDTH = 30 };
     job->bytes_done += bytes;
     if (job->options->quiet || !isatty(STDERR_FILENO)) return;
     const double share = job->bytes_total ? (double)job->bytes_done / (double)job->bytes_total : 1;
-    const int filled = (int)(share * WIDTH);
-    fprintf(stderr, "\r[%.*s%*s] %3d%%  %-28s", filled, "==============================", WIDTH - filled, "",
-            (int)(100 * share), tensor);
-    if (job->bytes_done >= job->bytes_total) fprintf(stderr, "\r%*s\r", WIDTH + 38, "");
+    const int filled = (int)(share * PROGRESS_WIDTH);
+    fprintf(stderr, "\r[%.*s%*s] %3d%%  %-28s", filled,
+            "==============================", PROGRESS_WIDTH - filled, "", (int)(100 * share), tensor);
     fflush(stderr);
+}
+
+void quantize_progress_end(const quantize_job *job) {
+    if (job->options->quiet || job->bytes_done == 0 || !isatty(STDERR_FILENO)) return;
+    fprintf(stderr, "\r%*s\r", PROGRESS_WIDTH + 38, "");
 }
 
 static double relative_error(double error, double energy) {
@@ -202,8 +230,10 @@ void quantize_job_print(const quantize_job *job) {
         energy += report->energy;
     }
     printf("%d norms %*llu bytes\n", n_norms, 53 - (n_norms > 99 ? 3 : 2), (unsigned long long)norm_bytes);
-    printf("%s: %.3f billion weights in %.3f GB, %.2f bits a weight", job->output, parameters / 1e9,
-           (double)bytes / 1e9, 8 * (double)bytes / parameters);
+    const bool large = parameters >= 1e9;
+    printf("%s: %.3f %s weights in %.3f %s, %.2f bits a weight", job->output,
+           parameters / (large ? 1e9 : 1e6), large ? "billion" : "million",
+           (double)bytes / (large ? 1e9 : 1e6), large ? "GB" : "MB", 8 * (double)bytes / parameters);
     if (energy > 0) printf(", relative error %.5f", relative_error(error, energy));
     printf("\n");
 }

@@ -109,6 +109,7 @@ int quantize_random(const quantize_options *options, thread_pool *pool, flute_er
     if (!code) code = quantize_plan(job, dense_type, NULL, err);
     if (!code) code = quantize_job_open(job, TOKENIZER_NONE, NULL, 0, &writer, err);
     for (int i = 0; !code && i < arch_n_tensors(&job->arch); i++) code = write_tensor(job, writer, i, err);
+    quantize_progress_end(job);
     if (code) {
         flt_writer_abort(writer);
     } else {

@@ -11,9 +11,10 @@ typedef struct run_options {
     flute_model_options model;
     const char *prompt;      // -p; "-": standard input
     const char *prompt_file; // -f
-    const char *prompt_ids;  // --prompt-ids
     const char *logits_out;
     const char *system;
+    int32_t *prompt_ids; // (n_prompt_ids) of --prompt-ids, malloc'd; NULL: not given
+    size_t n_prompt_ids;
     const char *stops[RUN_MAX_STOPS];
     int n_stops;
     flute_sampling sampling;
@@ -23,7 +24,8 @@ typedef struct run_options {
     bool ignore_eos, chat, json, verbose;
 } run_options;
 
-// Parses the command line. *done is set when --help or --version has answered it.
+// Parses the command line. *done is set when --help or --version has answered it. prompt_ids is the caller's
+// to free, whatever is returned.
 int run_parse_options(run_options *options, int argc, char **argv, bool *done, flute_error *err);
 
 // Holds a conversation on standard input and output; first_message, unless NULL, opens it.

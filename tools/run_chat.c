@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #ifdef FLUTE_HAVE_EDIT
+#include <locale.h>
+
 #include <editline/readline.h>
 #endif
 
@@ -77,33 +79,44 @@ static int answer(generator *g, conversation *c, const char *message, flute_erro
     return code;
 }
 
-// The next line without its newline, malloc'd; NULL at the end of the input.
-static char *read_line(bool terminal) {
+// Line editing drops what is not in the locale's encoding; text is UTF-8 here, whatever the locale.
+static void prepare_editing(void) {
+#ifdef FLUTE_HAVE_EDIT
+    if (!setlocale(LC_CTYPE, "C.UTF-8")) setlocale(LC_CTYPE, "");
+#endif
+}
+
+// The next line without its newline, malloc'd; *line is NULL at the end of the input.
+static int read_line(bool terminal, char **line, flute_error *err) {
     static const char prompt[] = "> ";
 #ifdef FLUTE_HAVE_EDIT
     if (terminal) {
-        char *line = readline(prompt);
-        if (line && *line) add_history(line);
-        return line;
+        *line = readline(prompt);
+        if (*line && **line) add_history(*line);
+        return FLUTE_OK;
     }
 #endif
-    char *line = NULL;
     size_t capacity = 0;
     if (terminal) {
         fputs(prompt, stdout);
         fflush(stdout);
     }
-    const ssize_t size = getline(&line, &capacity, stdin);
+    *line = NULL;
+    errno = 0;
+    const ssize_t size = getline(line, &capacity, stdin);
     if (size < 0) {
-        free(line);
-        return NULL;
+        const int problem = errno;
+        free(*line);
+        *line = NULL;
+        return feof(stdin) ? FLUTE_OK : fail(err, FLUTE_EIO, "standard input: %s", strerror(problem));
     }
-    if (size > 0 && line[size - 1] == '\n') line[size - 1] = 0;
-    return line;
+    (*line)[strcspn(*line, "\r\n")] = 0;
+    return FLUTE_OK;
 }
 
 // After an answer that ended early, why; the conversation goes on.
 static void note_finish(const generator *g) {
+    if (!g->stream) return; // JSON says it
     if (g->finish == FINISH_CANCELED) fputs("[stopped]\n", stderr);
     if (g->finish == FINISH_CONTEXT) fputs("[the context is full; /reset starts anew]\n", stderr);
     if (g->finish == FINISH_LENGTH) fprintf(stderr, "[stopped after %zu tokens]\n", g->n_ids);
@@ -134,12 +147,14 @@ int run_chat(generator *g, const run_options *options, const char *first_message
                                "Ctrl-C  stops an answer; at the prompt, ends\n";
     const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     conversation c = {0};
+    if (terminal) prepare_editing();
     int code = options->system ? conversation_add(&c, "system", options->system, err) : FLUTE_OK;
     const size_t start = c.n;
     if (!code && first_message) code = answer_or_explain(g, &c, first_message, terminal, err);
     if (!code && terminal && !options->json) fputs(help, stderr);
     while (!code && !options->json) {
-        char *line = read_line(terminal);
+        char *line;
+        if ((code = read_line(terminal, &line, err))) break;
         if (!line) {
             if (terminal) putchar('\n');
             break;

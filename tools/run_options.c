@@ -19,8 +19,7 @@ static const char usage[] =
     "  -f, --file FILE          the same from a file (or -), less a newline at its end\n"
     "      --prompt-ids LIST    the same as token ids, like 1,2,3; no BOS is added\n"
     "  -n, --tokens N           most tokens to generate; -1: no limit (default 256; in a chat -1)\n"
-    "  -c, --context N          most tokens of prompt and answer (default: what the model takes, at most "
-    "4096)\n"
+    "  -c, --context N          most tokens of prompt and answer (default: the model's, at most 4096)\n"
     "      --chat               hold a conversation; a prompt is its first message\n"
     "      --system TEXT        instructions for the conversation\n"
     "\n"
@@ -42,7 +41,8 @@ static const char usage[] =
     "      --no-verify          do not check the checksums of the model\n"
     "      --logits-out FILE    writes the logits of every prompt position, float32, a row each; generates\n"
     "                           only when -n is given, too\n"
-    "      --json               prints one object instead of the text\n"
+    "      --json               prints one object instead of the text: text, tokens, prompt_tokens, finish,\n"
+    "                           prefill_tokens_per_second, decode_tokens_per_second and more\n"
     "  -v, --verbose            says more on standard error\n"
     "  -h, --help               this text\n"
     "      --version            the version\n";
@@ -144,8 +144,6 @@ static bool set_plain(int option, char *text, run_options *o) {
         return o->prompt = text, true;
     case 'f':
         return o->prompt_file = text, true;
-    case OPT_PROMPT_IDS:
-        return o->prompt_ids = text, true;
     case OPT_SYSTEM:
         return o->system = text, true;
     case OPT_LOGITS_OUT:
@@ -181,14 +179,16 @@ static int parse_option(int option, char *text, run_options *o, flute_error *err
         code = cli_parse_int("-t", text, 1, 1024, &number, err);
         o->model.n_threads = (int)number;
         return code;
+    case OPT_PROMPT_IDS:
+        free(o->prompt_ids);
+        o->prompt_ids = NULL;
+        return cli_parse_ids("--prompt-ids", text, &o->prompt_ids, &o->n_prompt_ids, err);
     case OPT_STOP:
         return add_stop(o, text, err);
     case OPT_DEVICE:
         return cli_parse_device(text, &o->model.device, err);
     case OPT_KERNELS:
         return cli_parse_kernels(text, &o->model.kernels, err);
-    case '?':
-        return fail(err, FLUTE_EINVAL, "the command line was not understood");
     default:
         return parse_sampling(option, text, o, err);
     }
@@ -217,7 +217,8 @@ int run_parse_options(run_options *options, int argc, char **argv, bool *done, f
     *done = false;
     int code = FLUTE_OK;
     for (int option;
-         !code && (option = getopt_long(argc, argv, "m:p:f:n:c:t:vh", long_options, NULL)) != -1;) {
+         !code && (option = cli_next_option(argc, argv, ":m:p:f:n:c:t:vh", long_options, err)) != -1;) {
+        if (option == '?') return FLUTE_EINVAL;
         if (option == 'h' || option == OPT_VERSION) {
             if (option == 'h')
                 fputs(usage, stdout);

@@ -254,7 +254,7 @@ __device__ u64 find_cut(const listed_bin &from, u64 need, bool by_weight, tally 
         need -= amount(part.before, by_weight);
         *held = *held + part.before;
         high -= (u64)part.at << shift;
-        if (high - low >> shift) low = high - ((1ull << shift) - 1);
+        if ((high - low) >> shift > 0) low = high - ((1ull << shift) - 1);
         if (part.own.size > 1 && need < amount(part.own, by_weight)) continue;
         *held = *held + part.own;
         return low;

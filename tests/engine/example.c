@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/flute.h"
+#include <flute.h>
 
 static int generate(flute_model *model, flute_session *session, const char *prompt, flute_error *err) {
     int32_t ids[512], id;

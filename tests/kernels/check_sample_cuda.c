@@ -112,10 +112,38 @@ static void batch_random(batch *b, int n_vocab) {
 
 // ---- On the device
 
-static void batch_run(const batch *b, bool overlap, int32_t *tokens) {
-    const size_t logits_size = (size_t)(b->n_rows * b->stride) * sizeof(float),
-                 scratch_size = cuda_sample_scratch_bytes(b->n_rows, b->n_vocab);
-    cuda_sample_row rows[MAX_ROWS];
+typedef struct device_batch {
+    float *logits;
+    cuda_sample_row *rows;
+    int32_t *histories, *tokens;
+    void *scratch;
+} device_batch;
+
+static size_t logits_bytes(const batch *b) {
+    return (size_t)(b->n_rows * b->stride) * sizeof(float);
+}
+
+static device_batch device_create(const batch *b) {
+    const size_t scratch_size = cuda_sample_scratch_bytes(b->n_rows, b->n_vocab);
+    const device_batch d = {.logits = device_memory(logits_bytes(b)),
+                            .rows = device_memory(sizeof(cuda_sample_row) * MAX_ROWS),
+                            .histories = device_memory(sizeof b->histories),
+                            .tokens = device_memory(sizeof(int32_t) * MAX_ROWS),
+                            .scratch = device_memory(scratch_size)};
+    check(cudaMemset(d.scratch, POISON, scratch_size), "cudaMemset");
+    return d;
+}
+
+static void device_free(device_batch *d) {
+    cudaFree(d->logits);
+    cudaFree(d->rows);
+    cudaFree(d->histories);
+    cudaFree(d->tokens);
+    cudaFree(d->scratch);
+}
+
+static void device_fill(const device_batch *d, const batch *b) {
+    cuda_sample_row rows[MAX_ROWS] = {0};
     for (int i = 0; i < b->n_rows; i++) {
         const sample_args *a = &b->args[i];
         rows[i] = (cuda_sample_row){.temperature = a->temperature,
@@ -129,34 +157,39 @@ static void batch_run(const batch *b, bool overlap, int32_t *tokens) {
                                     .history_at = (int64_t)i * MAX_HISTORY,
                                     .uniform = sample_uniform(a->seed, a->position)};
     }
-    float *logits = device_memory(logits_size), *after = host_memory(logits_size);
-    cuda_sample_row *device_rows = device_memory(sizeof rows);
-    int32_t *histories = device_memory(sizeof b->histories),
-            *device_tokens = device_memory(sizeof(int32_t) * MAX_ROWS);
-    void *scratch = device_memory(scratch_size);
-    check(cudaMemcpy(logits, b->logits, logits_size, cudaMemcpyHostToDevice), "copy of the logits");
-    check(cudaMemcpy(device_rows, rows, sizeof rows, cudaMemcpyHostToDevice), "copy of the rows");
-    check(cudaMemcpy(histories, b->histories, sizeof b->histories, cudaMemcpyHostToDevice),
+    check(cudaMemcpy(d->logits, b->logits, logits_bytes(b), cudaMemcpyHostToDevice), "copy of the logits");
+    check(cudaMemcpy(d->rows, rows, sizeof rows, cudaMemcpyHostToDevice), "copy of the rows");
+    check(cudaMemcpy(d->histories, b->histories, sizeof b->histories, cudaMemcpyHostToDevice),
           "copy of the histories");
-    check(cudaMemset(scratch, POISON, scratch_size), "cudaMemset");
-    check(cudaMemset(device_tokens, POISON, sizeof(int32_t) * MAX_ROWS), "cudaMemset");
+    check(cudaMemset(d->tokens, POISON, sizeof(int32_t) * MAX_ROWS), "cudaMemset");
+}
+
+static void device_sample(const device_batch *d, const batch *b, bool overlap, cudaStream_t stream) {
     flute_error err = {0};
-    if (cuda_sample(logits, b->stride, b->n_vocab, b->n_rows, device_rows, histories, scratch, device_tokens,
-                    overlap, NULL, &err)) {
-        printf("Bail out! %s\n", err.message);
-        exit(1);
-    }
+    if (cuda_sample(d->logits, b->stride, b->n_vocab, b->n_rows, d->rows, d->histories, d->scratch, d->tokens,
+                    overlap, stream, &err) == FLUTE_OK)
+        return;
+    printf("Bail out! %s\n", err.message);
+    exit(1);
+}
+
+// Waits, and reads the tokens; also that the logits are what they were.
+static void device_read(const device_batch *d, const batch *b, int32_t *tokens) {
+    float *after = host_memory(logits_bytes(b));
     check(cudaDeviceSynchronize(), "cuda_sample");
-    check(cudaMemcpy(tokens, device_tokens, sizeof(int32_t) * (size_t)b->n_rows, cudaMemcpyDeviceToHost),
+    check(cudaMemcpy(tokens, d->tokens, sizeof *tokens * (size_t)b->n_rows, cudaMemcpyDeviceToHost),
           "copy of the tokens");
-    check(cudaMemcpy(after, logits, logits_size, cudaMemcpyDeviceToHost), "copy of the logits");
-    if (memcmp(after, b->logits, logits_size) != 0) tokens[0] = -99; // no token is that: the row fails
-    cudaFree(logits);
-    cudaFree(device_rows);
-    cudaFree(histories);
-    cudaFree(device_tokens);
-    cudaFree(scratch);
+    check(cudaMemcpy(after, d->logits, logits_bytes(b), cudaMemcpyDeviceToHost), "copy of the logits");
+    if (memcmp(after, b->logits, logits_bytes(b)) != 0) tokens[0] = -99; // no token is that: the row fails
     free(after);
+}
+
+static void batch_run(const batch *b, bool overlap, int32_t *tokens) {
+    device_batch d = device_create(b);
+    device_fill(&d, b);
+    device_sample(&d, b, overlap, NULL);
+    device_read(&d, b, tokens);
+    device_free(&d);
 }
 
 // ---- What rounding may decide
@@ -204,17 +237,17 @@ static bool may_be(const sample_args *args, const float *logits, int n, int32_t 
     double whole = 0, held = 0, surely = 0, maybe = 0, surely_before = 0, maybe_before = 0, own = -1;
     for (int i = 0; i < n_best; i++) whole += all[i].weight;
     for (int i = 0; i < n_best; i++) { // `held` by those that rank before
-        const double least = fmin((double)args->min_p, 1), weight = all[i].weight;
+        const double least = fmin((double)args->min_p, 1), w = all[i].weight;
         const bool surely_kept = (i == 0 || args->top_p >= 1 || held < (args->top_p - off) * whole) &&
-                                 weight >= least * (1 + off),
+                                 w >= least * (1 + off),
                    maybe_kept = i == 0 || ((args->top_p >= 1 || held < (args->top_p + off) * whole) &&
-                                           weight >= least * (1 - off));
-        held += weight;
-        if (surely_kept) surely += weight;
-        if (maybe_kept) maybe += weight;
-        if (surely_kept && all[i].id < token) surely_before += weight;
-        if (maybe_kept && all[i].id < token) maybe_before += weight;
-        if (maybe_kept && all[i].id == token) own = weight;
+                                           w >= least * (1 - off));
+        held += w;
+        if (surely_kept) surely += w;
+        if (maybe_kept) maybe += w;
+        if (surely_kept && all[i].id < token) surely_before += w;
+        if (maybe_kept && all[i].id < token) maybe_before += w;
+        if (maybe_kept && all[i].id == token) own = w;
     }
     const double u = sample_uniform(args->seed, args->position);
     const bool right = args->temperature > 0 ? own >= 0 && u >= surely_before / fmax(maybe, 1) - off &&
@@ -274,6 +307,40 @@ static bool check_vocabulary(int n_vocab, int n_batches) {
     return good && n_near <= 1 + n_all / 100;
 }
 
+// A captured graph, replayed with other arguments, gives what a call with these gives.
+static bool check_replay(int n_vocab, int n_replays) {
+    void *scratch = host_memory(sample_scratch_bytes(n_vocab));
+    batch b;
+    int32_t tokens[MAX_ROWS];
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    int n_near = 0;
+    bool good = true;
+    batch_random(&b, n_vocab);
+    device_batch d = device_create(&b);
+    check(cudaStreamCreate(&stream), "cudaStreamCreate");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+    device_sample(&d, &b, true, stream);
+    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
+    for (int i = 0; i < n_replays; i++) {
+        for (int row = 0; row < b.n_rows; row++)
+            random_args(&b.args[row], b.histories + (ptrdiff_t)row * MAX_HISTORY, n_vocab);
+        device_fill(&d, &b);
+        check(cudaGraphLaunch(replay, stream), "cudaGraphLaunch");
+        device_read(&d, &b, tokens);
+        good = batch_check(&b, tokens, scratch, &n_near) && good;
+    }
+    cudaGraphExecDestroy(replay);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    device_free(&d);
+    free(b.logits);
+    free(scratch);
+    return good && n_near <= 1;
+}
+
 // Rows without an answer say so, and leave the others alone.
 static bool check_not_finite(void) {
     enum { N = 4100 }; // the second chunk has four tokens
@@ -308,6 +375,12 @@ static bool check_refusals(void) {
     return good && cuda_sample(NULL, 4, 5, 1, NULL, NULL, NULL, NULL, false, NULL, &err) == FLUTE_EINVAL;
 }
 
+static int report(int test, bool good, const char *what, int n) {
+    printf("%sok %d - %s %d\n", good ? "" : "not ", test, what, n);
+    fflush(stdout);
+    return !good;
+}
+
 int main(int argc, char **argv) {
     static const int vocabularies[] = {1, 7, 777, 32000, 128256};
     enum { N = sizeof vocabularies / sizeof *vocabularies };
@@ -319,16 +392,13 @@ int main(int argc, char **argv) {
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
     const int n_batches = argc > 2 ? atoi(argv[2]) : 60;
     random_state = seed * 2 + 1;
-    printf("1..%d\n# seed %llu\n", N + 2, (unsigned long long)seed);
+    printf("1..%d\n# seed %llu\n", N + 3, (unsigned long long)seed);
     for (int i = 0; i < N; i++) {
-        const bool good =
-            check_vocabulary(vocabularies[i], vocabularies[i] < 10000 ? 10 * n_batches : n_batches);
-        printf("%sok %d - %d tokens\n", good ? "" : "not ", i + 1, vocabularies[i]);
-        fflush(stdout);
-        failed += !good;
+        const int n = vocabularies[i] < 10000 ? 10 * n_batches : n_batches;
+        failed += report(i + 1, check_vocabulary(vocabularies[i], n), "vocabulary of", vocabularies[i]);
     }
-    const bool finite = check_not_finite(), refusals = check_refusals();
-    printf("%sok %d - logits that are not finite\n", finite ? "" : "not ", N + 1);
-    printf("%sok %d - refusals\n", refusals ? "" : "not ", N + 2);
-    return failed || !finite || !refusals;
+    failed += report(N + 1, check_replay(5000, 2 * n_batches), "replays of a graph:", 2 * n_batches);
+    failed += report(N + 2, check_not_finite(), "logits that are not finite, rows:", 5);
+    failed += report(N + 3, check_refusals(), "refusals:", 4);
+    return failed > 0;
 }

@@ -5,8 +5,10 @@ set -eu
 cd "$1"
 for script in tools/quickstart tools/check; do
     "$script" --help | grep -q "^Usage: $script"
-    if "$script" --no-such-option >/dev/null 2>&1; then
-        echo "$script takes an option that does not exist"
+    status=0
+    message=$("$script" --no-such-option 2>&1) || status=$?
+    if [ "$status" -ne 2 ] || [ "$message" != "${script#tools/}: --no-such-option: there is no such option; see $script --help" ]; then
+        echo "$script --no-such-option ends with $status and says: $message"
         exit 1
     fi
 done

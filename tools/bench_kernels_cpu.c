@@ -1,0 +1,217 @@
+// The CPU for flute-bench kernels: projections through the verb project_add of a backend. Copies of the
+// matrix rotate, together larger than any cache.
+#include <stdlib.h>
+
+#include "engine/base/fail.h"
+#include "engine/base/threads.h"
+#include "kernels/kernels.h"
+#include "kernels/layout.h"
+#include "tools/bench.h"
+#include "tools/cli.h"
+
+enum { ROTATE_BYTES = 320 << 20, MAX_COPIES = 512 };
+
+typedef struct packed { // a random matrix in host memory and where the backend placed it
+    weight host, placed;
+    uint8_t *bytes;
+} packed;
+
+typedef struct fill_task {
+    packed *matrix;
+    uint64_t seed;
+} fill_task;
+
+static void fill_panels(void *argument, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const fill_task *task = argument;
+    const weight *w = &task->matrix->host;
+    if (weight_is_quantized(w->type)) {
+        size_t panel = layout_panel_bytes(w->type, w->n_cols, w->group_size);
+        layout_random_panels(w->type, w->n_cols, w->group_size, begin, end - begin, task->seed, 0.02f,
+                             task->matrix->bytes + (size_t)begin * panel);
+        return;
+    }
+    bf16 *row = (bf16 *)task->matrix->bytes + begin * PANEL_ROWS * w->n_cols;
+    int64_t n = (end * PANEL_ROWS < w->n_rows ? end * PANEL_ROWS : w->n_rows) - begin * PANEL_ROWS;
+    uint32_t state = (uint32_t)(task->seed + (uint64_t)begin) * 2654435761u + 1u;
+    for (int64_t i = 0; i < n * w->n_cols; i++) {
+        state = state * 1664525u + 1013904223u;
+        row[i] = (bf16)(0x3c00u | ((state >> 16) & 0x80ffu)); // ±0.008 to ±0.03
+    }
+}
+
+static int packed_create(packed *matrix, backend *be, thread_pool *pool, weight_type type, int64_t n_rows,
+                         int64_t n_cols, int group_size, uint64_t seed, flute_error *err) {
+    weight *w = &matrix->host;
+    *w = (weight){.type = type, .n_rows = n_rows, .n_cols = n_cols};
+    if (weight_is_quantized(type)) {
+        w->group_size = group_size;
+        w->size = layout_matrix_bytes(type, n_rows, n_cols, group_size);
+        for (int i = 0, n = 1 << weight_type_bits(type); type != WEIGHT_INT8 && i < n; i++)
+            w->table[i] = bf16_from_float((float)(2 * i + 1 - n) / (float)n);
+    } else {
+        w->size = (size_t)n_rows * (size_t)n_cols * sizeof(bf16);
+    }
+    if (posix_memalign((void **)&matrix->bytes, 4096, w->size)) {
+        matrix->bytes = NULL;
+        return fail_memory(err, w->size, "a matrix to measure");
+    }
+    w->data = matrix->bytes;
+    threads_for(pool, layout_padded_rows(n_rows) / PANEL_ROWS, 4, fill_panels, &(fill_task){matrix, seed});
+    return be->ops->weight_place(be, w, &matrix->placed, err);
+}
+
+static void packed_release(packed *matrix, backend *be) {
+    if (matrix->placed.data) be->ops->weight_release(be, &matrix->placed);
+    free(matrix->bytes);
+}
+
+// One type and shape, ready to run: the copies, and a way to fill the activations with numbers that are not
+// zero.
+typedef struct kernel_setup {
+    backend *be;
+    packed embedding, gate_up;
+    int n_copies;
+    packed *copies;
+} kernel_setup;
+
+static void setup_release(kernel_setup *setup) {
+    for (int i = 0; setup->copies && i < setup->n_copies; i++) packed_release(&setup->copies[i], setup->be);
+    free(setup->copies);
+    packed_release(&setup->gate_up, setup->be);
+    packed_release(&setup->embedding, setup->be);
+}
+
+static int setup_create(kernel_setup *setup, backend *be, thread_pool *pool, weight_type type, int64_t n,
+                        int64_t k, int group_size, flute_error *err) {
+    *setup = (kernel_setup){.be = be};
+    int code = packed_create(&setup->embedding, be, pool, WEIGHT_BF16, 16, n, 0, 1, err);
+    // The weights that make activations of width K: as narrow as the shape allows, since only the result
+    // counts.
+    if (!code)
+        code = packed_create(&setup->gate_up, be, pool, n % 32 ? WEIGHT_BF16 : WEIGHT_LUT2, 2 * k, n, 32, 2,
+                             err);
+    if (code) return code;
+    size_t bytes =
+        weight_is_quantized(type) ? layout_matrix_bytes(type, n, k, group_size) : (size_t)n * (size_t)k * 2;
+    size_t copies = ROTATE_BYTES / bytes + 1;
+    setup->copies = calloc(copies, sizeof *setup->copies);
+    if (!setup->copies) return fail_memory(err, copies * sizeof *setup->copies, "a table");
+    for (; setup->n_copies < (int)copies && setup->n_copies < MAX_COPIES; setup->n_copies++)
+        if ((code = packed_create(&setup->copies[setup->n_copies], be, pool, type, n, k, group_size,
+                                  (uint64_t)setup->n_copies + 3, err)))
+            return code;
+    return FLUTE_OK;
+}
+
+// Median seconds of one product with M rows.
+static int setup_measure(kernel_setup *setup, int m, int repeats, double *seconds, flute_error *err) {
+    const backend_ops *ops = setup->be->ops;
+    const weight *first = &setup->copies[0].host;
+    const kernel_dims dims = {.hidden = (int)first->n_rows,
+                              .n_heads = 1,
+                              .n_kv_heads = 1,
+                              .head_dim = 32,
+                              .n_ff = (int)first->n_cols,
+                              .n_vocab = 16,
+                              .n_layers = 1,
+                              .max_rows = m,
+                              .max_logits = 1};
+    backend_state *state = NULL;
+    kv_pool pool = {0};
+    int code = FLUTE_OK;
+    double *times = calloc((size_t)repeats, sizeof *times);
+    int32_t *zeros = calloc((size_t)m, sizeof *zeros), *positions = calloc((size_t)m, sizeof *positions);
+    if (!times || !zeros || !positions) {
+        code = fail_memory(err, (uint64_t)m * sizeof *zeros, "a batch");
+        goto done;
+    }
+    for (int i = 0; i < m; i++) positions[i] = i;
+    const kernel_batch batch = {.n_rows = m,
+                                .ids = zeros,
+                                .positions = positions,
+                                .sequences = zeros,
+                                .n_sequences = 1,
+                                .max_blocks = 1,
+                                .block_tables = zeros};
+    if ((code = ops->kv_create(setup->be, &dims, m, 1, &pool, err)) ||
+        (code = ops->state_create(setup->be, &dims, &state, err)))
+        goto done;
+    for (int repeat = -1; repeat < repeats; repeat++) { // the first, uncounted, warms up
+        ops->begin(state, &batch, &pool);
+        ops->embed(state, &setup->embedding.placed, 1.0f);
+        ops->gate_up(state, &(gate_up_args){.norm = {.weight = NULL}, .weight = &setup->gate_up.placed});
+        if ((code = ops->finish(state, err))) goto done;
+        double start = cli_now();
+        ops->begin(state, &batch, &pool);
+        for (int i = 0; i < setup->n_copies; i++)
+            ops->project_add(state, &(project_args){.input = PROJECT_FF, .weight = &setup->copies[i].placed});
+        if ((code = ops->finish(state, err))) goto done;
+        if (repeat >= 0) times[repeat] = (cli_now() - start) / setup->n_copies;
+    }
+    *seconds = bench_median(times, repeats);
+done:
+    if (state) ops->state_free(state);
+    if (pool.data) ops->kv_free(setup->be, &pool);
+    free(times);
+    free(zeros);
+    free(positions);
+    return code;
+}
+
+typedef struct cpu_device {
+    thread_pool *pool;
+    backend *be;
+} cpu_device;
+
+static void cpu_close(void *state) {
+    cpu_device *cpu = state;
+    if (!cpu) return;
+    if (cpu->be) cpu->be->ops->free(cpu->be);
+    threads_free(cpu->pool);
+    free(cpu);
+}
+
+static int cpu_open(const bench_options *options, void **state, flute_error *err) {
+    cpu_device *cpu = calloc(1, sizeof *cpu);
+    *state = cpu;
+    if (!cpu) return fail_memory(err, sizeof *cpu, "a device");
+    cpu->pool = threads_create(options->model.n_threads, err);
+    if (!cpu->pool) return FLUTE_ENOMEM;
+    return options->model.kernels == FLUTE_KERNELS_REF ? backend_create_ref(cpu->pool, &cpu->be, err)
+                                                       : backend_create_cpu(cpu->pool, &cpu->be, err);
+}
+
+static const char *cpu_describe(void *state) {
+    const cpu_device *cpu = state;
+    return cpu->be->ops->describe(cpu->be);
+}
+
+static double cpu_read_bandwidth(void *state) {
+    const cpu_device *cpu = state;
+    return cpu->be->ops->read_bandwidth(cpu->be);
+}
+
+static int cpu_measure(void *state, const bench_product *product, double *seconds, flute_error *err) {
+    const cpu_device *cpu = state;
+    kernel_setup setup;
+    int code = setup_create(&setup, cpu->be, cpu->pool, product->type, product->n, product->k,
+                            product->group_size, err);
+    for (int i = 0; !code && i < product->m->n; i++)
+        code = setup_measure(&setup, product->m->values[i], product->repeats, &seconds[i], err);
+    setup_release(&setup);
+    return code;
+}
+
+// The projections of Llama-3-8B: o, qkv, gate and up, down.
+const bench_device bench_device_cpu = {
+    .id = FLUTE_DEVICE_CPU,
+    .n_shapes = 4,
+    .shapes = {{4096, 4096}, {6144, 4096}, {28672, 4096}, {4096, 14336}},
+    .rows = {4, {1, 8, 16, 64}, false},
+    .open = cpu_open,
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .read_bandwidth = cpu_read_bandwidth,
+    .measure = cpu_measure,
+};
