@@ -188,7 +188,7 @@ static int run(const run_options *o, flute_error *err) {
     if (o->verbose) print_model(&info, o, session_options.context);
     code = o->chat ? run_chat(&g, o, p.text, err) : complete(&g, o, &p, err);
     if (code) goto done;
-    if (!o->json && g.prefill_tokens == 0) goto done; // a chat without a message
+    if (!o->json && g.prefill_tokens == 0) goto done;   // a chat without a message
     const bool decoded = o->json || g.decode_steps > 0; // else there is nothing to compare with
     const double bandwidth = decoded ? flute_model_measure_bandwidth(g.model) : 0;
     if (o->json) code = print_json(&g, o, &info, bandwidth, err);
