@@ -40,8 +40,8 @@ __device__ __forceinline__ uint32_t word_at(const uint8_t *at) {
 }
 
 // Eight columns of one row from column `col`, a multiple of 8: one octet of a block.
-__device__ __forceinline__ void packed_octet(const packed_weight &p, int64_t row, int64_t col,
-                                             float (&out)[8]) {
+__device__ __forceinline__ void packed_octet(const packed_weight &p, const float *table, int64_t row,
+                                             int64_t col, float (&out)[8]) {
     const uint8_t *unit = p.data + row / 16 * p.panel_bytes + col / p.unit_cols * p.unit_bytes;
     const int in_unit = (int)(col % p.unit_cols), in_block = in_unit % 128, r = (int)(row % 16);
     const uint8_t *block = unit + in_unit / 128 * p.block_bytes;
@@ -63,18 +63,18 @@ __device__ __forceinline__ void packed_octet(const packed_weight &p, int64_t row
         if (p.type == WEIGHT_INT8) {
             out[i] = (float)((int)((high >> 4 * i & 15) * 16 + (low >> 4 * i & 15)) - 128) * scale;
         } else if (p.type == WEIGHT_LUT4) {
-            out[i] = p.table[low >> 4 * i & 15] * scale;
+            out[i] = table[low >> 4 * i & 15] * scale;
         } else {
             const int third = 4 * (4 * half + i / 2) + 2 * (1 - run % 2) + i % 2;
             const uint32_t code = (low >> 2 * i & 3) | (p.type == WEIGHT_LUT3 ? (high >> third & 1) * 4 : 0);
-            out[i] = p.table[code] * scale;
+            out[i] = table[code] * scale;
         }
     }
 }
 
-__device__ __forceinline__ void weight_octet(const packed_weight &p, int64_t row, int64_t col,
-                                             float (&out)[8]) {
-    if (p.type >= WEIGHT_LUT2) return packed_octet(p, row, col, out);
+__device__ __forceinline__ void weight_octet(const packed_weight &p, const float *table, int64_t row,
+                                             int64_t col, float (&out)[8]) {
+    if (p.type >= WEIGHT_LUT2) return packed_octet(p, table, row, col, out);
     const int64_t at = row * p.n_cols + col;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -91,15 +91,23 @@ __device__ __forceinline__ void weight_octet(const packed_weight &p, int64_t row
 
 enum { THREADS = 256 };
 
+// Lanes look different entries up: in constant memory one after the other, here at once.
+__device__ __forceinline__ void table_to_shared(const packed_weight &p, float *table) {
+    if (threadIdx.x < 16) table[threadIdx.x] = p.table[threadIdx.x];
+    __syncthreads();
+}
+
 static __global__ void __launch_bounds__(THREADS)
     embed(const __grid_constant__ packed_weight w, const int32_t *ids, float scale, float *x) {
     dependents_launch();
     dependency_wait();
+    __shared__ float table[16];
+    table_to_shared(w, table);
     const int64_t row = blockIdx.x, col = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * 8;
     if (col >= w.n_cols) return;
     const int id = ids[row];
     float v[8] = {};
-    if (id >= 0) weight_octet(w, id, col, v);
+    if (id >= 0) weight_octet(w, table, id, col, v);
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (col + i < w.n_cols) x[row * w.n_cols + col + i] = v[i] * scale;
@@ -117,10 +125,12 @@ cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float sc
 
 static __global__ void __launch_bounds__(THREADS)
     dequantize(const __grid_constant__ packed_weight w, int64_t first_row, uint4 *out) {
+    __shared__ float table[16];
     dependents_launch();
+    table_to_shared(w, table);
     const int64_t row = blockIdx.x, col = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * 8;
     float v[8];
-    if (col < w.n_cols) packed_octet(w, first_row + row, col, v);
+    if (col < w.n_cols) packed_octet(w, table, first_row + row, col, v);
     dependency_wait(); // the product ahead may still read what `out` holds
     if (col >= w.n_cols) return;
     out[(row * w.n_cols + col) / 8] = make_uint4(to_bf16x2(v[0], v[1]), to_bf16x2(v[2], v[3]),
