@@ -6,7 +6,7 @@
 #include "engine/base/fail.h"
 #include "kernels/layout.h"
 
-enum { MAX_GROUP = 256, LANES = 16, N_SCALES = 24, MAX_REFITS = 6 };
+enum { MAX_GROUP = 256, LANES = 16, N_SCALES = 24, MAX_REFITS = 6, F16_LARGEST = 65504 };
 
 // A table as the search uses it: increasing, with the midpoints between neighbours. Flipping the sign of the
 // scale is the same as negating the table: code c of the flipped one is code n − 1 − c of the original.
@@ -161,6 +161,27 @@ static scored_scale search_scale(const float *w, int n, const ladder *l, int bit
     return best;
 }
 
+// A least-squares scale makes a group smaller than it was, by the share that the codes do not explain: at 2
+// bits a tenth. Such losses add up from layer to layer, while errors of either sign cancel. The scale that
+// keeps Σ w² costs 3 % more squared error at 2 bits and nothing from 3 on. On the last pieces of eval.txt, 2
+// bits and group 128, it takes 18 % off the divergence of docs-gemma2, 5 % off docs-llama2 and 1 % off
+// docs-llama3.
+static void keep_energy(const float *w, int n, const ladder *l, fit *out) {
+    const bool flipped = out->scale & 0x8000u;
+    double energy = 0, wt = 0, tt = 0;
+    for (int i = 0; i < n; i++) {
+        const double t = (double)l->values[flipped ? l->n - 1 - out->codes[i] : out->codes[i]];
+        energy += (double)w[i] * w[i];
+        wt += w[i] * t;
+        tt += t * t;
+    }
+    if (!(tt > 0)) return;
+    const f16 rounded = f16_from_float((float)fmin(sqrt(energy / tt), F16_LARGEST));
+    const double s = f16_to_float(rounded);
+    out->scale = (f16)(flipped ? rounded | 0x8000u : rounded);
+    out->error = energy - 2 * s * wt + s * s * tt;
+}
+
 static void search_group(const float *w, int n, const ladder ladders[2], int bits, float largest,
                          scan_fn *scan, fit *best) {
     float energy = 0;
@@ -169,6 +190,7 @@ static void search_group(const float *w, int n, const ladder ladders[2], int bit
     const scored_scale flipped = search_scale(w, n, &ladders[1], bits, largest, energy, scan);
     const bool flip = flipped.error < plain.error;
     assign(w, n, &ladders[flip], flip ? flipped.scale : plain.scale, flip, best);
+    keep_energy(w, n, &ladders[flip], best);
 }
 
 // INT8: code = 128 + round(w / scale), scale = largest / 127.

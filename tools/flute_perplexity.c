@@ -15,7 +15,7 @@
 #include "engine/base/fail.h"
 #include "tools/cli.h"
 
-enum { DEFAULT_CONTEXT = 512 };
+enum { DEFAULT_CONTEXT = 512, MAX_ALSO = 15 };
 
 static const char usage[] =
     "Usage: flute-perplexity [-m MODEL.flt] -f TEXT [--base DENSE.flt] [options]\n"
@@ -27,6 +27,9 @@ static const char usage[] =
     "  -c, --context N      tokens of a piece with its BOS (default 512)\n"
     "      --base FILE      also compares with this model: mean KL divergence per token, and the share of\n"
     "                       tokens where both have the same likeliest one\n"
+    "      --also FILE      another model of the same checkpoint, scored on the same pieces, so that the "
+    "base is\n"
+    "                       computed once for all; can be repeated, and each gets a report of its own\n"
     "      --limit N        scores the first N pieces only\n"
     "  -t, --threads N      CPU threads (default: all)\n"
     "      --device NAME    auto, cpu or cuda (default auto)\n"
@@ -39,7 +42,8 @@ static const char usage[] =
     "      --version        the version\n";
 
 typedef struct perplexity_options {
-    const char *model_path, *base_path, *text_path;
+    const char *model_path, *base_path, *text_path, *also_paths[MAX_ALSO];
+    int n_also;
     flute_model_options model;
     int64_t context, limit; // 0: not given
     bool json;
@@ -62,14 +66,21 @@ static double running_error(const running_mean *r) {
     return r->n > 1 ? sqrt(r->squares / (double)(r->n - 1) / (double)r->n) : 0;
 }
 
+typedef struct base_row {
+    double norm; // log Σ exp(logits)
+    int top;     // the likeliest token
+} base_row;
+
 typedef struct scorer {
     flute_model *model, *base;
     flute_session *session, *base_session; // base: NULL without --base
     int n_vocab;
     float *base_logits;     // (piece, n_vocab) of the base model for one piece
+    base_row *base_rows;    // (piece)
     const int32_t *targets; // of the piece in work
     running_mean nll, kl;
     int64_t same_top;
+    struct scorer *also; // the next model on the same pieces, with the same base
 } scorer;
 
 // log Σ exp(logits), and where the largest stands.
@@ -85,34 +96,37 @@ static double log_sum(const float *logits, int n, int *top) {
 
 static int keep_row(void *user, size_t i, const float *logits) {
     scorer *s = user;
+    s->base_rows[i].norm = log_sum(logits, s->n_vocab, &s->base_rows[i].top);
     memcpy(s->base_logits + i * (size_t)s->n_vocab, logits, (size_t)s->n_vocab * sizeof *logits);
     return 0;
 }
 
 static int score_row(void *user, size_t i, const float *logits) {
     scorer *s = user;
-    int top, base_top;
+    int top;
     const double norm = log_sum(logits, s->n_vocab, &top);
     running_add(&s->nll, norm - (double)logits[s->targets[i]]);
     if (!s->base) return 0;
     const float *base = s->base_logits + i * (size_t)s->n_vocab;
-    const double base_norm = log_sum(base, s->n_vocab, &base_top);
     double kl = 0;
     for (int v = 0; v < s->n_vocab; v++) {
-        const double log_base = (double)base[v] - base_norm;
+        const double log_base = (double)base[v] - s->base_rows[i].norm;
         kl += (double)expf((float)log_base) * (log_base - ((double)logits[v] - norm));
     }
     running_add(&s->kl, kl);
-    s->same_top += top == base_top;
+    s->same_top += top == s->base_rows[i].top;
     return 0;
 }
 
 // ids: BOS and then the piece; row i of n predicts ids[i + 1].
 static int score_piece(scorer *s, const int32_t *ids, int n, flute_error *err) {
-    s->targets = ids + 1;
     int code = FLUTE_OK;
     if (s->base) code = flute_session_score(s->base_session, ids, (size_t)n, keep_row, s, err);
-    return code ? code : flute_session_score(s->session, ids, (size_t)n, score_row, s, err);
+    for (; s && !code; s = s->also) {
+        s->targets = ids + 1;
+        code = flute_session_score(s->session, ids, (size_t)n, score_row, s, err);
+    }
+    return code;
 }
 
 // The base model must read the same tokens as the model, or the distributions do not compare.
@@ -181,7 +195,39 @@ static int open_base(scorer *s, const perplexity_options *o, int context, flute_
     if (code) return code;
     const size_t bytes = (size_t)context * (size_t)s->n_vocab * sizeof(float);
     s->base_logits = malloc(bytes);
-    return s->base_logits ? FLUTE_OK : fail_memory(err, bytes, "the logits of a piece; choose a smaller -c");
+    s->base_rows = malloc((size_t)context * sizeof *s->base_rows);
+    return s->base_logits && s->base_rows
+               ? FLUTE_OK
+               : fail_memory(err, bytes, "the logits of a piece; choose a smaller -c");
+}
+
+// The models after the first, which has been opened with its base.
+static int open_also(scorer *s, const perplexity_options *o, int context, flute_error *err) {
+    int code = FLUTE_OK;
+    for (int i = 0; i < o->n_also && !code; i++, s = s->also) {
+        flute_model_info info;
+        if (!(s->also = malloc(sizeof *s->also))) return fail_memory(err, sizeof *s, "a model");
+        *s->also = (scorer){
+            .base = s->base, .n_vocab = s->n_vocab, .base_logits = s->base_logits, .base_rows = s->base_rows};
+        code = open_model(&s->also->model, &s->also->session, o->also_paths[i], &context, o, err);
+        if (code) return code;
+        flute_model_get_info(s->also->model, &info);
+        if (info.n_vocab != s->n_vocab)
+            code = fail(err, FLUTE_ESHAPE,
+                        "%s: its vocabulary is not that of %s; --also takes models of the same checkpoint",
+                        o->also_paths[i], o->model_path);
+    }
+    return code;
+}
+
+static void free_also(scorer *s) {
+    while (s) {
+        scorer *next = s->also;
+        flute_session_free(s->session);
+        flute_model_free(s->model);
+        free(s);
+        s = next;
+    }
 }
 
 static int report(const scorer *s, const perplexity_options *o, int context, double seconds,
@@ -242,25 +288,30 @@ static int run(perplexity_options *o, flute_error *err) {
     code = cli_tokenize(s.model, o->text_path, text, size, 0, &ids, &n, err);
     if (!code && o->base_path) code = open_base(&s, o, context, err);
     if (!code && o->base_path) code = check_base(&s, o, text, size, ids, n, err);
+    if (!code) code = open_also(&s, o, context, err);
     if (!code) code = score_text(&s, o, ids, n, context, &seconds, err);
-    if (!code) code = report(&s, o, context, seconds, err);
+    for (const scorer *each = &s; each && !code; each = each->also)
+        code = report(each, o, context, seconds, err);
 done:
     flute_session_free(s.session);
     flute_session_free(s.base_session);
+    free_also(s.also);
     flute_model_free(s.model);
     flute_model_free(s.base);
     free(s.base_logits);
+    free(s.base_rows);
     free(text);
     free(ids);
     return code;
 }
 
-enum { OPT_BASE = 256, OPT_LIMIT, OPT_DEVICE, OPT_KERNELS, OPT_NO_VERIFY, OPT_JSON, OPT_VERSION };
+enum { OPT_BASE = 256, OPT_ALSO, OPT_LIMIT, OPT_DEVICE, OPT_KERNELS, OPT_NO_VERIFY, OPT_JSON, OPT_VERSION };
 
 static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
                                              {"file", required_argument, NULL, 'f'},
                                              {"context", required_argument, NULL, 'c'},
                                              {"base", required_argument, NULL, OPT_BASE},
+                                             {"also", required_argument, NULL, OPT_ALSO},
                                              {"limit", required_argument, NULL, OPT_LIMIT},
                                              {"threads", required_argument, NULL, 't'},
                                              {"device", required_argument, NULL, OPT_DEVICE},
@@ -289,6 +340,11 @@ static int parse_option(int option, const char *text, perplexity_options *o, flu
         return code;
     case OPT_BASE:
         o->base_path = text;
+        return FLUTE_OK;
+    case OPT_ALSO:
+        if (o->n_also == MAX_ALSO)
+            return fail(err, FLUTE_EINVAL, "--also: at most %d models besides the first", MAX_ALSO);
+        o->also_paths[o->n_also++] = text;
         return FLUTE_OK;
     case OPT_LIMIT:
         return cli_parse_int("--limit", text, 1, INT_MAX, &o->limit, err);

@@ -24,7 +24,7 @@ const cpu_kernels *cpu_kernels_of(cpu_isa isa) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const bool has_bf16 =
-        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
     if (isa == CPU_AVX2 && avx2) return &cpu_kernels_avx2;
     if (isa == CPU_AVX512 && avx512) return &cpu_kernels_avx512;
     if (isa == CPU_AVX512_BF16 && has_bf16) return &cpu_kernels_avx512_bf16;

@@ -26,6 +26,21 @@ INLINE void vstore(float *p, vfloat v) {
     memcpy(p, &v, sizeof v);
 }
 
+// Elements a, b, c, d of every run of four lanes: 0 to 3 of x, 4 to 7 of y. Constants only.
+#define VSHUFFLE_AT(run, i) ((i) % 4 + 4 * (run) + ((i) < 4 ? 0 : VECTOR_FLOATS))
+#define VSHUFFLE_RUN(run, a, b, c, d)                                                                        \
+    VSHUFFLE_AT(run, a), VSHUFFLE_AT(run, b), VSHUFFLE_AT(run, c), VSHUFFLE_AT(run, d)
+#if VECTOR_FLOATS == 16
+#define VSHUFFLE_LANES(a, b, c, d)                                                                           \
+    VSHUFFLE_RUN(0, a, b, c, d), VSHUFFLE_RUN(1, a, b, c, d), VSHUFFLE_RUN(2, a, b, c, d),                   \
+        VSHUFFLE_RUN(3, a, b, c, d)
+#elif VECTOR_FLOATS == 8
+#define VSHUFFLE_LANES(a, b, c, d) VSHUFFLE_RUN(0, a, b, c, d), VSHUFFLE_RUN(1, a, b, c, d)
+#else
+#define VSHUFFLE_LANES(a, b, c, d) VSHUFFLE_RUN(0, a, b, c, d)
+#endif
+#define VSHUFFLE(x, y, a, b, c, d) __builtin_shuffle(x, y, (vint){VSHUFFLE_LANES(a, b, c, d)})
+
 INLINE vfloat vset(float value) {
     return value - (vfloat){0};
 }
