@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "engine/base/fail.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/lut_gemm.h"
 
 static __global__ void __launch_bounds__(512) read_all(const uint4 *data, size_t n, uint32_t *out) {
@@ -33,9 +34,9 @@ double lut_read_bandwidth(flute_error *err) {
     for (int i = 0; code == cudaSuccess && i < 8; i++) {
         float ms = 0.0f;
         cudaEventRecord(start);
-        read_all<<<n_sms * 8, 512>>>(data, n, (uint32_t *)data);
+        code = cuda_launch(read_all, dim3((unsigned)n_sms * 8), 512, 0, 0, false, data, n, (uint32_t *)data);
         cudaEventRecord(end);
-        code = cudaEventSynchronize(end);
+        if (code == cudaSuccess) code = cudaEventSynchronize(end);
         if (code == cudaSuccess) code = cudaEventElapsedTime(&ms, start, end);
         if (best == 0.0f || ms < best) best = ms;
     }

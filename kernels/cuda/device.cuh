@@ -112,6 +112,16 @@ __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// Ends a group of this thread's copy_activations, none of them as yet on a barrier.
+__device__ __forceinline__ void copies_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most GROUPS of this thread's groups, the last ones, are still under way.
+template <int GROUPS> __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+
 // Lets the next kernel of the stream start as soon as there is room for it.
 __device__ __forceinline__ void dependents_launch() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -131,6 +141,27 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_
     uint32_t d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
     return d;
+}
+
+// Four matrices of 8 × 8 16-bit elements from shared memory, in fragment order: lane 8i + r says where row r
+// of matrix i stands (16 bytes, aligned); lane 4g + t gets elements 2t and 2t + 1 of row g of each.
+__device__ __forceinline__ uint4 load_matrix4(uint32_t at) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at)
+                 : "memory");
+    return v;
+}
+
+// The same of the transposed matrices: lane 4g + t gets elements 2t and 2t + 1 of column g.
+__device__ __forceinline__ uint4 load_matrix4_transposed(uint32_t at) {
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at)
+                 : "memory");
+    return v;
 }
 
 // d (16 × 8, fp32) += a (16 × 16, bf16) · b (16 × 8, bf16)

@@ -2,7 +2,9 @@
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
 // and the same bits twice. Prints TAP, whose plan says SKIP where there is no device.
 //
-//     check_cuda [SEED [TYPE [TOKENS]]]     (0: all numbers of tokens)
+//     check_cuda [--small] [SEED [TYPE [TOKENS]]]     (0: all numbers of tokens)
+//
+// --small: less of each, for the emulator of tests/simt.
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
@@ -232,8 +234,13 @@ static bool case_check(const lut_device *device, check_case *c) {
 
 // Ragged shapes, more of the small ones: N from 1, K from one group; and now and then one with several panels
 // for every block of threads.
-static void random_shape(int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
+static void random_shape(bool small, int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
     const int kind = random_below(8);
+    if (small) {
+        *n_rows = 1 + random_below(kind < 6 ? 100 : 500);
+        *n_cols = group_size * (1 + random_below((kind < 6 ? 1500 : 600) / group_size));
+        return;
+    }
     *n_rows = kind < 4   ? 1 + random_below(100)
               : kind < 7 ? 1 + random_below(3000)
                          : 4200 + random_below(9000);
@@ -243,10 +250,29 @@ static void random_shape(int group_size, int n_tokens, int64_t *n_rows, int64_t 
 }
 
 static const weight_type types[] = {WEIGHT_LUT2, WEIGHT_LUT3, WEIGHT_LUT4, WEIGHT_INT8};
-static const int tokens_of[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 128, 300};
-enum { N_TYPES = 4, N_TOKENS = sizeof tokens_of / sizeof tokens_of[0], SHAPES = 3 };
+static const int all_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 128, 300};
+static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33};
+enum { N_TYPES = 4, SHAPES = 3 };
+
+// One type and number of tokens, every group size.
+static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens) {
+    bool good = true;
+    for (int group_size = 32; group_size <= 256; group_size *= 2)
+        for (int i = 0; i < SHAPES; i++) {
+            int64_t n_rows, n_cols;
+            random_shape(small, group_size, n_tokens, &n_rows, &n_cols);
+            check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
+            good = case_check(device, &c) && good;
+            case_free(&c);
+        }
+    return good;
+}
 
 int main(int argc, char **argv) {
+    const bool small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    const int *tokens_of = small ? few_tokens : all_tokens;
+    const int n_counts = (int)(small ? sizeof few_tokens : sizeof all_tokens) / (int)sizeof *tokens_of;
+    argc -= small, argv += small;
     lut_device device;
     flute_error err = {0};
     int n_devices = 0, failed = 0;
@@ -260,26 +286,18 @@ int main(int argc, char **argv) {
     }
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261124;
     random_state = seed * 2 + 1;
-    printf("1..%d\n# seed %llu\n", N_TYPES * N_TOKENS, (unsigned long long)seed);
+    printf("1..%d\n# seed %llu\n", N_TYPES * n_counts, (unsigned long long)seed);
     const int only_type = argc > 2 ? weight_type_parse(argv[2]) : -1,
               only_tokens = argc > 3 ? atoi(argv[3]) : 0;
     for (int t = 0; t < N_TYPES; t++)
-        for (int m = 0; m < N_TOKENS; m++) {
-            bool good = true;
+        for (int m = 0; m < n_counts; m++) {
             if ((only_type >= 0 && (int)types[t] != only_type) ||
                 (only_tokens > 0 && tokens_of[m] != only_tokens)) {
-                printf("ok %d # SKIP not asked for\n", t * N_TOKENS + m + 1);
+                printf("ok %d # SKIP not asked for\n", t * n_counts + m + 1);
                 continue;
             }
-            for (int group_size = 32; group_size <= 256; group_size *= 2)
-                for (int i = 0; i < SHAPES; i++) {
-                    int64_t n_rows, n_cols;
-                    random_shape(group_size, tokens_of[m], &n_rows, &n_cols);
-                    check_case c = case_random(types[t], group_size, tokens_of[m], n_rows, n_cols);
-                    good = case_check(&device, &c) && good;
-                    case_free(&c);
-                }
-            printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * N_TOKENS + m + 1,
+            const bool good = check_groups(&device, small, types[t], tokens_of[m]);
+            printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * n_counts + m + 1,
                    weight_type_name(types[t]), tokens_of[m]);
             fflush(stdout);
             failed += !good;

@@ -6,7 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 log_dir=$root/build-log # beside the build folders, because `meson setup --wipe` empties those
 
 build_packages=(build-essential meson ninja-build pkg-config libsentencepiece-dev libpcre2-dev libxxhash-dev libcmocka-dev)
-optional_packages=(libedit-dev) # line editing in flute-run --chat
+optional_packages=(libedit-dev libboost-context-dev) # line editing in flute-run --chat; tests/simt
 
 say() { printf '== %s\n' "$*"; }
 

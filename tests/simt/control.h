@@ -1,0 +1,30 @@
+// What tests may set on the emulated device. For C and C++.
+#ifndef FLUTE_SIMT_CONTROL_H
+#define FLUTE_SIMT_CONTROL_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+void simt_set_sms(int n_sms);                   // SMs that the device claims; 4 at first
+void simt_set_devices(int n_devices);           // devices that the driver claims; 1 at first
+void simt_set_memory(size_t bytes);             // memory of the device; 8 GiB at first
+void simt_set_capability(int major, int minor); // 9, 0 at first
+
+// The n-th allocation (of device or pinned memory) or kernel launch from now fails, once: 1 is the next one,
+// 0 none.
+void simt_fail_allocation(int n);
+void simt_fail_launch(int n);
+
+size_t simt_allocated(void); // bytes of device and pinned memory now allocated
+long simt_launches(void);    // kernels run so far
+
+// How threads and asynchronous copies interleave is drawn from this seed (and the number of the launch).
+void simt_set_seed(unsigned seed);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
