@@ -300,6 +300,13 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
 __device__ __forceinline__ float4 load_partial(const float4 *p) { return __ldcg(p); }
 __device__ __forceinline__ void store_partial(float4 *p, float4 v) { __stcg(p, v); }
 
+// p[0..3] += v, each a rounded sum, without waiting for the old values. p: 16-byte aligned.
+__device__ __forceinline__ void add_global4(float *p, float4 v) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z),
+                 "f"(v.w)
+                 : "memory");
+}
+
 // What the counter was, plus one; ordered with everything before and after.
 __device__ __forceinline__ uint32_t counter_next(uint32_t *counter) {
     uint32_t before;

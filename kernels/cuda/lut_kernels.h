@@ -28,6 +28,7 @@ struct lut_params {
     // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
     // whose stages blocks share evenly; where blocks leave partial sums and tell each other so
     int token_tiles, waves, rest_tiles, tile_stages;
+    int y_aligned; // rows of y can be stored four at a time
     float4 *partials;
     uint32_t *flags;
     uint16_t table[2][16]; // bf16; the second for the low plane of INT8
@@ -38,8 +39,8 @@ typedef void (*lut_kernel)(lut_params);
 // lut_wide: rows of a tile (64 for each warpgroup) and their panels.
 enum { WIDE_GROUPS = 4, WIDE_ROWS = 64 * WIDE_GROUPS, WIDE_PANELS = WIDE_ROWS / 16, WIDE_WARPS = 4 * WIDE_GROUPS };
 enum { WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
-// Tokens of its largest tile, and the most for which group scales multiply fp32 sums.
-enum { WIDE_MAX_TOKENS = 128, WIDE_EXACT_TOKENS = 64 };
+enum { WIDE_PITCH = 20, WIDE_SUMS_BYTES = WIDE_WARPS * 8 * WIDE_PITCH * 4 }; // of its epilogue
+enum { WIDE_MAX_TOKENS = 128 }; // of its largest tile
 
 // A stage of its ring: codes and scales of 16 panels, then the arranged activations.
 struct wide_stage {

@@ -105,14 +105,14 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
     wide_fill(p, empty, [&](const wide_segment &s, int slot) {
         const int first = s.tile / p.token_tiles * WIDE_PANELS, panels = min((int)WIDE_PANELS, p.n_panels - first);
-        const uint32_t bytes = shape::units ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
+        const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
                                             : layout::block_bytes + 32;
         const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
         if (lane == 0) barrier_expect(full + slot * 8, panels * bytes);
         __syncwarp();
         if (lane >= panels) return;
         const uint8_t *from = p.weights + (first + lane) * panel_bytes;
-        if (shape::units) {
+        if (shape::units > 0) {
             copy_weights(to, from + (size_t)s.first * shape::units * layout::bytes, bytes, full + slot * 8);
         } else {
             from += (size_t)(s.first / 2) * layout::bytes;
@@ -140,7 +140,6 @@ __device__ __forceinline__ void wide_produce_activations(const lut_params &p, ui
 
 template <int BITS, int GROUP, int TOKENS>
 __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
     if (threadIdx.x == WIDE_CONSUMERS) {
@@ -150,7 +149,7 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
     }
     __syncthreads();
     dependents_launch();
-    if (warp == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TOKENS>(p, ring, full, empty);
+    if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TOKENS>(p, ring, full, empty);
     if (threadIdx.x != WIDE_CONSUMERS + WARP) return;
     dependency_wait();
     wide_produce_activations<BITS, GROUP, TOKENS>(p, ring, full, empty);
@@ -324,17 +323,23 @@ template <int N> __device__ __forceinline__ void wide_collect(const lut_params &
     }
 }
 
-// Stores eights [first, last) of the tokens of this lane's rows.
+// Stores eights [first, last) of the tokens of this warp's panel. An eight goes through shared memory, so that
+// a lane holds four rows of one token; token to token WIDE_PITCH floats, which meet no bank twice.
 template <int N>
-__device__ __forceinline__ void wide_store(const lut_params &p, int panel, int token, int lane, int first, int last,
-                                           const float (&sums)[N]) {
+__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token, int first,
+                                           int last, const float (&sums)[N]) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    float *const eight = (float *)(smem + p.sums_at) + threadIdx.x / WARP * 8 * WIDE_PITCH;
     if (panel >= p.n_panels) return;
 #pragma unroll
     for (int i = 0; i < N / 4; i++) {
         if (i < first || i >= last) continue;
-        const int at = token + i * 8 + lane % 4 * 2;
-        store_pair(p, panel, lane / 4, at, sums[4 * i], sums[4 * i + 2]);
-        store_pair(p, panel, lane / 4, at + 1, sums[4 * i + 1], sums[4 * i + 3]);
+        float *const to = eight + 2 * t * WIDE_PITCH + g;
+        to[0] = sums[4 * i], to[WIDE_PITCH] = sums[4 * i + 1];
+        to[8] = sums[4 * i + 2], to[WIDE_PITCH + 8] = sums[4 * i + 3];
+        __syncwarp();
+        store_quarter(p, panel, token + i * 8 + g, t, eight + g * WIDE_PITCH);
+        __syncwarp();
     }
 }
 
@@ -353,8 +358,8 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
     using shape = wide_shape<BITS, GROUP, TOKENS>;
     using layout = typename shape::layout;
     constexpr wide_stage stage = shape::stage;
-    enum { N = TOKENS / 2, EXACT = TOKENS <= WIDE_EXACT_TOKENS };
-    enum { SCALES_AT = shape::units ? layout::scales_at : layout::block_bytes };
+    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS };
+    enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     __syncthreads(); // the barriers are there
     dependents_launch();
@@ -394,14 +399,14 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         }
         const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp, token = s.tile % p.token_tiles * TOKENS;
         if (s.last - s.first == p.tile_stages) {
-            wide_store(p, panel, token, lane, 0, TOKENS / 8, total);
+            wide_store(p, smem, panel, token, 0, TOKENS / 8, total);
             continue;
         }
         const wide_share share(p, s.tile, TOKENS / 8);
         wide_leave(p, share, total);
         if (share.first == share.last) continue;
         wide_collect(p, share, total);
-        wide_store(p, panel, token, lane, share.first, share.last, total);
+        wide_store(p, smem, panel, token, share.first, share.last, total);
     }
     if (p.rest_tiles > 0) wide_clear_flags(p);
 }
@@ -412,7 +417,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1) lut_wide(const __grid_constan
     using shape = wide_shape<BITS, GROUP, TOKENS>;
     using layout = typename shape::layout;
     constexpr wide_stage stage = shape::stage;
-    enum { N = TOKENS / 2, EXACT = TOKENS <= WIDE_EXACT_TOKENS, SPLIT_UNIT = stage.blocks < layout::blocks };
+    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS, SPLIT_UNIT = stage.blocks < layout::blocks };
     extern __shared__ __align__(1024) uint8_t smem[];
     if (threadIdx.x >= WIDE_CONSUMERS) {
         registers_give_up<WIDE_PRODUCER_REGISTERS>();

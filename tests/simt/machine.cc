@@ -36,9 +36,11 @@ namespace {
 enum { STACK = 64 * 1024, PAGE = 4096, STAGGER = 64 * 11 };
 
 struct stack_pool {
-    int index;
+    int set, index; // one set of stacks for each block under way
     context::stack_context allocate() const {
-        static uint8_t *all = nullptr;
+        static std::vector<uint8_t *> sets;
+        if ((int)sets.size() <= set) sets.resize((size_t)set + 1);
+        uint8_t *&all = sets[(size_t)set];
         if (!all) {
             all = (uint8_t *)mmap(nullptr, (size_t)MAX_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -82,14 +84,27 @@ struct landing {
 
 enum { BARRIERS = 16 };
 
-struct machine {
-    const launch *what;
-    context::fiber scheduler;
-    int n_threads, n_warps, live;
+// A block under way.
+struct block_state {
+    int live, stacks;
+    uint3 index;
     std::unique_ptr<thread[]> threads{new thread[MAX_THREADS]};
     std::unique_ptr<warp[]> warps{new warp[MAX_THREADS / LANES]};
     barrier barriers[BARRIERS];
     std::deque<landing> landings;
+};
+
+// The block that runs, and those that wait for it or each other.
+struct machine : block_state {
+    const launch *what;
+    context::fiber scheduler;
+    int n_threads, n_warps;
+    struct parked_block : block_state {
+        std::vector<uint8_t> shared;
+    };
+    std::deque<parked_block> parked;
+    std::vector<int> free_stacks;
+    bool woken; // some lane has seen what it waited for since all blocks were last tried
     uint64_t random, seed = 1;
     long launches;
 } m;
@@ -202,7 +217,7 @@ void resume(warp &w, int number, int lane) {
     w.ready &= ~(1u << lane);
     this_warp = &w, this_lane = lane, threadIdx = t.index;
     if (!t.fiber)
-        t.fiber = context::fiber(std::allocator_arg, stack_pool{number * LANES + lane}, thread_main);
+        t.fiber = context::fiber(std::allocator_arg, stack_pool{m.stacks, number * LANES + lane}, thread_main);
     t.fiber = std::move(t.fiber).resume();
 }
 
@@ -221,7 +236,7 @@ void prepare_block() {
     for (int i = 0; i < m.n_warps; i++) {
         warp &w = m.warps[i];
         const int lanes = m.n_threads - i * LANES;
-        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = 0;
+        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_flag = 0;
         w.all = w.live = w.ready = lanes < LANES ? (1u << lanes) - 1 : ~0u;
     }
     memset(m.barriers, 0, sizeof m.barriers);
@@ -237,8 +252,8 @@ void check_end_of_block() {
             stop("byte %zu of shared memory was written, of %zu", m.what->shared + i, m.what->shared);
 }
 
-void run_block() {
-    prepare_block();
+// Runs the block until it ends (true) or waits for others (false).
+bool run_block() {
     // Any order is right for a kernel that is; each block gets another one.
     const int first = (int)random_below((uint32_t)m.n_warps);
     const bool warps_backward = random_below(2), lanes_backward = random_below(2);
@@ -252,10 +267,51 @@ void run_block() {
         }
         if (!ran && m.live > 0 && !land_one()) {
             this_warp = nullptr;
+            for (int i = 0; i < m.n_warps; i++)
+                if (m.warps[i].at_flag) return false;
             stop("deadlock: %d threads wait, and nothing can wake them", m.live);
         }
     }
     check_end_of_block();
+    return true;
+}
+
+void park_block() {
+    int n_sms = 0;
+    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+    if ((int)m.parked.size() >= n_sms)
+        stop("more blocks than the %d SMs wait for each other: they may not all be resident", n_sms);
+    m.parked.emplace_back();
+    machine::parked_block &to = m.parked.back();
+    to.shared.assign(smem, smem + m.what->shared + GUARD);
+    std::swap((block_state &)to, (block_state &)m);
+}
+
+// Lets each parked block look again.
+void try_parked_blocks() {
+    for (size_t n = m.parked.size(); n > 0; n--) {
+        machine::parked_block from = std::move(m.parked.front());
+        m.parked.pop_front();
+        std::swap((block_state &)from, (block_state &)m);
+        memcpy(smem, from.shared.data(), from.shared.size());
+        blockIdx = m.index;
+        for (int i = 0; i < m.n_warps; i++) m.warps[i].ready |= m.warps[i].at_flag, m.warps[i].at_flag = 0;
+        if (run_block())
+            m.free_stacks.push_back(m.stacks);
+        else
+            park_block();
+    }
+}
+
+void start_block(uint3 index) {
+    if (m.free_stacks.empty()) m.free_stacks.push_back((int)m.parked.size());
+    m.stacks = m.free_stacks.back(), m.free_stacks.pop_back();
+    blockIdx = m.index = index;
+    prepare_block();
+    if (run_block())
+        m.free_stacks.push_back(m.stacks);
+    else
+        park_block();
 }
 
 } // namespace
@@ -269,7 +325,12 @@ void run(const launch &what) {
     m.n_warps = (m.n_threads + LANES - 1) / LANES;
     for (unsigned z = 0; z < what.grid.z; z++)
         for (unsigned y = 0; y < what.grid.y; y++)
-            for (unsigned x = 0; x < what.grid.x; x++) blockIdx = {x, y, z}, run_block();
+            for (unsigned x = 0; x < what.grid.x; x++) start_block({x, y, z});
+    while (!m.parked.empty()) {
+        m.woken = false;
+        try_parked_blocks();
+        if (!m.woken) stop("deadlock: %zu blocks wait for flags that nobody will set", m.parked.size());
+    }
     m.what = nullptr;
 }
 
@@ -436,6 +497,14 @@ bool mbarrier_done(uint32_t at, uint32_t parity) {
 
 void mbarrier_wait(uint32_t at, uint32_t parity) {
     while (!mbarrier_done(at, parity)) {}
+}
+
+void flag_wait(const uint32_t *flag) {
+    while (!*flag) {
+        this_warp->at_flag |= 1u << this_lane;
+        suspend("waits for a flag of another block");
+    }
+    m.woken = true;
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still
