@@ -58,42 +58,39 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
 }
 
 // Stores a quarter of a panel for one token: rows 4·quarter to 4·quarter + 3, or two channels. rows: the sums
-// of all 16, 16-byte aligned. With p.y_aligned in one piece, 64 bytes of floats for four lanes.
+// of all 16, 16-byte aligned. With p.y_aligned rows go in one piece, 64 bytes of floats for four lanes. Loops
+// stay loops: this code stands in a kernel once for every eight tokens.
 __device__ __forceinline__ void store_quarter(const lut_params &p, int panel, int token, int quarter,
                                               const float *rows) {
     if (token >= p.n_tokens) return;
     const int64_t row_of_y = token * p.y_stride;
     if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) {
-        const float2 gate = *(const float2 *)(rows + quarter * 2), up = *(const float2 *)(rows + 8 + quarter * 2);
-        const float low = gated(gate.x, up.x, p.epilogue), high = gated(gate.y, up.y, p.epilogue);
-        __nv_bfloat16 *y = (__nv_bfloat16 *)p.y + row_of_y + panel * 8 + quarter * 2;
-        if (p.y_aligned)
-            *(uint32_t *)y = bf16_pair(low, high);
-        else
-            y[0] = __float2bfloat16_rn(low), y[1] = __float2bfloat16_rn(high);
+        __nv_bfloat16 *const y = (__nv_bfloat16 *)p.y + row_of_y + panel * 8;
+#pragma unroll 1
+        for (int i = quarter * 2; i < quarter * 2 + 2; i++)
+            y[i] = __float2bfloat16_rn(gated(rows[i], rows[8 + i], p.epilogue));
         return;
     }
     const int row = panel * 16 + quarter * 4;
-    const float4 v = *(const float4 *)(rows + quarter * 4);
+    float *const floats = (float *)p.y + row_of_y + row;
+    __nv_bfloat16 *const bf16s = (__nv_bfloat16 *)p.y + row_of_y + row;
+    rows += quarter * 4;
     if (p.y_aligned && row + 4 <= p.n_rows) {
+        const float4 v = *(const float4 *)rows;
         if (p.epilogue == LUT_STORE_BF16)
-            *(uint2 *)((__nv_bfloat16 *)p.y + row_of_y + row) = make_uint2(bf16_pair(v.x, v.y), bf16_pair(v.z, v.w));
+            *(uint2 *)bf16s = make_uint2(bf16_pair(v.x, v.y), bf16_pair(v.z, v.w));
         else if (p.epilogue == LUT_ADD_F32)
-            add_global4((float *)p.y + row_of_y + row, v);
+            add_global4(floats, v);
         else
-            *(float4 *)((float *)p.y + row_of_y + row) = v;
+            *(float4 *)floats = v;
         return;
     }
-    const float each[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (row + i >= p.n_rows) return;
-        float *y = (float *)p.y + row_of_y + row + i;
+#pragma unroll 1
+    for (int i = 0; i < 4 && row + i < p.n_rows; i++)
         if (p.epilogue == LUT_STORE_BF16)
-            ((__nv_bfloat16 *)p.y)[row_of_y + row + i] = __float2bfloat16_rn(each[i]);
+            bf16s[i] = __float2bfloat16_rn(rows[i]);
         else
-            *y = p.epilogue == LUT_ADD_F32 ? *y + each[i] : each[i];
-    }
+            floats[i] = p.epilogue == LUT_ADD_F32 ? floats[i] + rows[i] : rows[i];
 }
 
 #endif

@@ -398,15 +398,14 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
             if (++slot == p.stages) slot = 0, parity ^= 1;
         }
         const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp, token = s.tile % p.token_tiles * TOKENS;
-        if (s.last - s.first == p.tile_stages) {
-            wide_store(p, smem, panel, token, 0, TOKENS / 8, total);
-            continue;
+        int first = 0, last = TOKENS / 8;
+        if (s.last - s.first < p.tile_stages) {
+            const wide_share share(p, s.tile, TOKENS / 8);
+            wide_leave(p, share, total);
+            first = share.first, last = share.last;
+            if (first < last) wide_collect(p, share, total);
         }
-        const wide_share share(p, s.tile, TOKENS / 8);
-        wide_leave(p, share, total);
-        if (share.first == share.last) continue;
-        wide_collect(p, share, total);
-        wide_store(p, smem, panel, token, share.first, share.last, total);
+        wide_store(p, smem, panel, token, first, last, total);
     }
     if (p.rest_tiles > 0) wide_clear_flags(p);
 }
