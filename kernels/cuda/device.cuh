@@ -80,7 +80,9 @@ __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
 
 // Ends the kernel with an error, by a store to address 0: where a trap stands anywhere in a kernel, ptxas
 // gives no thread the registers that setmaxnreg promises.
-__device__ __forceinline__ void give_up() { asm volatile("st.global.u32 [%0], %1;" ::"l"(0ll), "r"(0) : "memory"); }
+__device__ __forceinline__ void give_up() {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(0ll), "r"(0) : "memory");
+}
 
 // Waits for the phase of this parity. A copy that never lands would hang the GPU for good: after a million
 // tries, each of which suspends for about a microsecond, the launch fails instead.
@@ -181,15 +183,17 @@ __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
 
 // ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
 
-// Descriptor of a B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of eight,
-// 1024 bytes from group to group, 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte swizzle). `at`
-// is 1024-aligned plus 32 bytes for each k16 step inside the row.
+// Descriptor of a B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of
+// eight, 1024 bytes from group to group, 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte
+// swizzle). `at` is 1024-aligned plus 32 bytes for each k16 step inside the row.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
     return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (at & 0x3ffff) >> 4;
 }
 
 // Registers written so far (A operands, accumulators) come before the wgmma that follow.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 
 __device__ __forceinline__ void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -208,8 +212,8 @@ template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
 
 // d (64 × 2·N, fp32, this warpgroup's) = a (64 × 16, bf16, in registers) · b + d; without d when !add.
 // Asynchronous: a and b must keep their values, and d is not to be touched, until a wait. Lane 4g + t of the
-// i-th warp of four holds rows 16i + g and 16i + g + 8: of a as mma() does, of d columns 8j + 2t and 8j + 2t + 1
-// in d[4j..4j + 1] and d[4j + 2..4j + 3].
+// i-th warp of four holds rows 16i + g and 16i + g + 8: of a as mma() does, of d columns 8j + 2t and 8j + 2t
+// + 1 in d[4j..4j + 1] and d[4j + 2..4j + 3].
 #define WGMMA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_D16(i) WGMMA_D4(i), WGMMA_D4(i + 4), WGMMA_D4(i + 8), WGMMA_D4(i + 12)
 #define WGMMA_R4 "%0,%1,%2,%3"
@@ -222,7 +226,7 @@ template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
 #define WGMMA(n, in_d, in_a, in_b, in_add, ...)                                                              \
     asm volatile("{\n.reg .pred p;\n"                                                                        \
                  "setp.ne.b32 p, " in_add ", 0;\n"                                                           \
-                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" in_d "}, {" in_a "}, " in_b      \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" in_d "}, {" in_a "}, " in_b     \
                  ", p, 1, 1, 0;\n}"                                                                          \
                  : __VA_ARGS__                                                                               \
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add))
@@ -268,9 +272,10 @@ template <int registers> __device__ __forceinline__ void registers_take() {
 // Asynchronous copy of a multiple of 16 bytes that other blocks will ask for, too.
 __device__ __forceinline__ void copy_shared_by_many(uint32_t to, const void *from, uint32_t bytes,
                                                     uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
 }
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
@@ -297,13 +302,17 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
 }
 
 // What blocks hand to each other goes through L2: another SM's L1 does not hear of it.
-__device__ __forceinline__ float4 load_partial(const float4 *p) { return __ldcg(p); }
-__device__ __forceinline__ void store_partial(float4 *p, float4 v) { __stcg(p, v); }
+__device__ __forceinline__ float4 load_partial(const float4 *p) {
+    return __ldcg(p);
+}
+__device__ __forceinline__ void store_partial(float4 *p, float4 v) {
+    __stcg(p, v);
+}
 
 // p[0..3] += v, each a rounded sum, without waiting for the old values. p: 16-byte aligned.
 __device__ __forceinline__ void add_global4(float *p, float4 v) {
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z),
-                 "f"(v.w)
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y),
+                 "f"(v.z), "f"(v.w)
                  : "memory");
 }
 

@@ -1,7 +1,7 @@
 // Activations for lut_wide: rows of x become images of shared memory (see lut_kernels.h), so that one bulk
 // copy fetches a stage and wgmma finds k in the order that packed weights have. In a run of 32 columns lane t
-// of a weight fragment holds columns 8t..8t + 7; of B, wgmma gives it words t of four 16-byte chunks. So a run
-// is four chunks of four words, transposed.
+// of a weight fragment holds columns 8t..8t + 7; of B, wgmma gives it words t of four 16-byte chunks. So a
+// run is four chunks of four words, transposed.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/lut_kernels.h"
@@ -9,7 +9,8 @@
 enum { ARRANGE_WARPS = 8 };
 
 // A warp takes four tokens × 64 columns, a lane one chunk.
-static __global__ void __launch_bounds__(ARRANGE_WARPS *WARP) arrange(const __grid_constant__ arrange_params p) {
+static __global__ void __launch_bounds__(ARRANGE_WARPS *WARP)
+    arrange(const __grid_constant__ arrange_params p) {
 #if __CUDA_ARCH__ >= 900
     __shared__ uint4 pieces[ARRANGE_WARPS][WARP];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, chunk = lane % 8;
@@ -32,6 +33,6 @@ static __global__ void __launch_bounds__(ARRANGE_WARPS *WARP) arrange(const __gr
 
 cudaError_t lut_arrange(const arrange_params &p, cudaStream_t stream) {
     const int64_t pieces = (int64_t)p.n_blocks * 2 * p.n_tiles * p.tile_tokens / 4;
-    return cuda_launch(arrange, dim3((unsigned)((pieces + ARRANGE_WARPS - 1) / ARRANGE_WARPS)), ARRANGE_WARPS * WARP,
-                       0, stream, p.overlap, p);
+    return cuda_launch(arrange, dim3((unsigned)((pieces + ARRANGE_WARPS - 1) / ARRANGE_WARPS)),
+                       ARRANGE_WARPS * WARP, 0, stream, p.overlap, p);
 }

@@ -31,7 +31,8 @@ static const struct {
 static const struct {
     lut_path path;
     int from[4];
-} thresholds[] = {{LUT_PATH_WIDE, {9, 9, 9, 9}}, {LUT_PATH_TILE, {5, 5, 5, 5}}, {LUT_PATH_GEMV, {1, 1, 1, 1}}};
+} thresholds[] = {
+    {LUT_PATH_WIDE, {9, 9, 9, 9}}, {LUT_PATH_TILE, {5, 5, 5, 5}}, {LUT_PATH_GEMV, {1, 1, 1, 1}}};
 
 static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
     if (path == LUT_PATH_WIDE)
@@ -69,9 +70,9 @@ static int fail_cuda(flute_error *err, cudaError_t code, const char *what) {
     return fail(err, FLUTE_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(code));
 }
 
-// The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With fewer
-// bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152 tokens at
-// K = 14336.
+// The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With
+// fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
+// tokens at K = 14336.
 enum { FLAGS_BYTES = 16 * 1024, ARRANGED_BYTES = 32 << 20 };
 
 static size_t partials_bytes(const lut_device *device) {
@@ -95,7 +96,8 @@ static int ready_kernels(lut_path path, flute_error *err) {
                     cudaFuncSetAttribute((const void *)pick_kernel(path, bits, group, *tokens),
                                          cudaFuncAttributeMaxDynamicSharedMemorySize, paths[path].shared);
                 if (code != cudaSuccess)
-                    return fail_cuda(err, code, "the kernels do not fit this device; was flute built for it?");
+                    return fail_cuda(err, code,
+                                     "the kernels do not fit this device; was flute built for it?");
             }
     return FLUTE_OK;
 }
@@ -236,8 +238,8 @@ static void plan_tile(const lut_device *device, const weight *w, lut_params *p) 
     assert(!"two stages of two panels and one slice always fit");
 }
 
-// Tiles: whole ones in waves, one for each SM at a time; what is left, up to twice as many, by stages of K in equal
-// parts. A block has at least 256 columns of a tile, or it would not be worth its start.
+// Tiles: whole ones in waves, one for each SM at a time; what is left, up to twice as many, by stages of K in
+// equal parts. A block has at least 256 columns of a tile, or it would not be worth its start.
 static int plan_wide(const lut_device *device, const weight *w, int tile_tokens, lut_params *p) {
     const wide_stage stage = wide_stage_of(weight_type_bits(w->type), w->group_size, tile_tokens);
     const int blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
@@ -273,8 +275,8 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
     cudaError_t code = lut_arrange(arrange, stream);
     if (code == cudaSuccess)
         code = cuda_launch(pick_kernel(LUT_PATH_WIDE, weight_type_bits(w->type), w->group_size, tile_tokens),
-                           dim3((unsigned)n_ctas), WIDE_THREADS, (size_t)(p->ring_at + p->stages * p->stage_bytes),
-                           stream, true, *p);
+                           dim3((unsigned)n_ctas), WIDE_THREADS,
+                           (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, true, *p);
     return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
 }
 
@@ -289,8 +291,8 @@ static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lu
     const cudaError_t code = cuda_launch(
         pick_kernel(path, weight_type_bits(w->type), w->group_size, kernel_tokens(path, p->n_tokens)),
         dim3((unsigned)((p->n_panels + p->cta_panels - 1) / p->cta_panels)),
-        ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes), stream,
-        args->overlap, *p);
+        ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes),
+        stream, args->overlap, *p);
     return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
 }
 
@@ -307,8 +309,8 @@ int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstrea
         const int64_t tile_bytes = layout_padded_cols(w->n_cols, w->group_size) * 2 * tokens;
         piece = ARRANGED_BYTES / tile_bytes * tokens;
         if (piece == 0)
-            return fail(err, FLUTE_EINVAL, "lut_gemm: %lld columns are too many for %lld tokens", (long long)w->n_cols,
-                        (long long)args->n_tokens);
+            return fail(err, FLUTE_EINVAL, "lut_gemm: %lld columns are too many for %lld tokens",
+                        (long long)w->n_cols, (long long)args->n_tokens);
     }
     for (int64_t first = 0; code == FLUTE_OK && first < args->n_tokens; first += piece) {
         const int64_t left = args->n_tokens - first;

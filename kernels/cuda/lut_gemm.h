@@ -59,15 +59,15 @@ typedef struct lut_gemm_args {
     lut_path path;
 } lut_gemm_args;
 
-// Tokens beyond which LUT_PATH_WIDE rounds each weight (table value times scale) to bf16, as a dense bf16 model
-// does, before it multiplies exactly; up to there, and on the other paths, weights are exact.
+// Tokens beyond which LUT_PATH_WIDE rounds each weight (table value times scale) to bf16, as a dense bf16
+// model does, before it multiplies exactly; up to there, and on the other paths, weights are exact.
 enum { LUT_EXACT_TOKENS = 64 };
 
 // Which path LUT_PATH_AUTO is for this many tokens.
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens);
 
-// Queues the product on the stream; may be captured into a graph. Two products of one device must not run at the
-// same time, on two streams (see lut_device.workspace). Deterministic: the same call gives the same bits.
+// Queues the product on the stream; may be captured into a graph. Two products of one device must not run at
+// the same time, on two streams (see lut_device.workspace). Deterministic: the same call gives the same bits.
 // FLUTE_EINVAL: an argument that the comments above forbid; FLUTE_EDEVICE: the launch failed.
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err);

@@ -37,10 +37,15 @@ struct lut_params {
 typedef void (*lut_kernel)(lut_params);
 
 // lut_wide: rows of a tile (64 for each warpgroup) and their panels.
-enum { WIDE_GROUPS = 4, WIDE_ROWS = 64 * WIDE_GROUPS, WIDE_PANELS = WIDE_ROWS / 16, WIDE_WARPS = 4 * WIDE_GROUPS };
+enum {
+    WIDE_GROUPS = 4,
+    WIDE_ROWS = 64 * WIDE_GROUPS,
+    WIDE_PANELS = WIDE_ROWS / 16,
+    WIDE_WARPS = 4 * WIDE_GROUPS
+};
 enum { WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
 enum { WIDE_PITCH = 20, WIDE_SUMS_BYTES = WIDE_WARPS * 8 * WIDE_PITCH * 4 }; // of its epilogue
-enum { WIDE_MAX_TOKENS = 128 }; // of its largest tile
+enum { WIDE_MAX_TOKENS = 128 };                                              // of its largest tile
 
 // A stage of its ring: codes and scales of 16 panels, then the arranged activations.
 struct wide_stage {
@@ -53,7 +58,8 @@ struct wide_stage {
 __host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, int tokens) {
     wide_stage s = {};
     s.blocks = tokens <= 32 && bits < 8 ? 2 : 1;
-    s.panel_bytes = s.blocks * 16 * 128 * bits / 8 + (group >= 128 * s.blocks ? 1 : s.blocks * 128 / group) * 32;
+    s.panel_bytes =
+        s.blocks * 16 * 128 * bits / 8 + (group >= 128 * s.blocks ? 1 : s.blocks * 128 / group) * 32;
     s.x_at = (WIDE_PANELS * s.panel_bytes + 1023) / 1024 * 1024;
     s.bytes = s.x_at + s.blocks * 128 * tokens * 2;
     return s;
@@ -85,9 +91,9 @@ lut_kernel lut_wide_w3(int group, int tokens);
 lut_kernel lut_wide_w4(int group, int tokens);
 lut_kernel lut_wide_w8(int group, int tokens);
 
-// Activations in the order in which wgmma reads them: for each tile of tokens and each 64 columns one image of
-// tile_tokens × 128 bytes of shared memory, swizzled, with the columns of each 32 in the order of the packed
-// weights. Columns up to n_blocks · 128 and tokens up to whole tiles are zeros.
+// Activations in the order in which wgmma reads them: for each tile of tokens and each 64 columns one image
+// of tile_tokens × 128 bytes of shared memory, swizzled, with the columns of each 32 in the order of the
+// packed weights. Columns up to n_blocks · 128 and tokens up to whole tiles are zeros.
 struct arrange_params {
     const uint8_t *x;
     uint8_t *out;

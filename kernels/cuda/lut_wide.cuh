@@ -1,10 +1,11 @@
 // y = x · Wᵀ for many tokens on Hopper: prompts, and batches that lut_tile is too narrow for.
 //
 // Work. A tile is 256 rows × 8 to 128 tokens. Four warpgroups take 64 rows of it each with wgmma, weights as
-// the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in which wgmma
-// wants them. Tokens are the B operand, in shared memory. Every SM runs one block of threads. Blocks take whole
-// tiles in waves, neighbours at the same time, so that W and x are shared through L2; the stages of K of the
-// last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add up their sums.
+// the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in which
+// wgmma wants them. Tokens are the B operand, in shared memory. Every SM runs one block of threads. Blocks
+// take whole tiles in waves, neighbours at the same time, so that W and x are shared through L2; the stages
+// of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add
+// up their sums.
 //
 // The stream. A seventeenth warp fills a ring. A stage is 128 columns (256 for few tokens): codes and scales
 // of 16 panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in
@@ -27,7 +28,8 @@
 //   128            15     64           16 + 8 + 32 + 8 = 64
 //
 // DRAM counts for one tile of tokens (two at 128). Shared memory is the limit up to 64 tokens and a tie with
-// the tensor cores beyond. Codes at 2 and 3 bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and codes
+// the tensor cores beyond. Codes at 2 and 3 bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and
+// codes
 // 16. A taller tile would leave no registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and
 // asks L2 for half as many bytes again (36 a clock instead of 24).
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
@@ -104,9 +106,10 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
     const int lane = threadIdx.x % WARP;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
     wide_fill(p, empty, [&](const wide_segment &s, int slot) {
-        const int first = s.tile / p.token_tiles * WIDE_PANELS, panels = min((int)WIDE_PANELS, p.n_panels - first);
+        const int first = s.tile / p.token_tiles * WIDE_PANELS,
+                  panels = min((int)WIDE_PANELS, p.n_panels - first);
         const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
-                                            : layout::block_bytes + 32;
+                                                : layout::block_bytes + 32;
         const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
         if (lane == 0) barrier_expect(full + slot * 8, panels * bytes);
         __syncwarp();
@@ -131,10 +134,10 @@ __device__ __forceinline__ void wide_produce_activations(const lut_params &p, ui
     wide_fill(p, empty, [&](const wide_segment &s, int slot) {
         const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x;
         barrier_expect(full + slot * 8, bytes);
-        copy_shared_by_many(
-            ring + slot * shape::stage.bytes + shape::stage.x_at,
-            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) * shape::block_x, bytes,
-            full + slot * 8);
+        copy_shared_by_many(ring + slot * shape::stage.bytes + shape::stage.x_at,
+                            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) *
+                                      shape::block_x,
+                            bytes, full + slot * 8);
     });
 }
 
@@ -175,22 +178,24 @@ __device__ __forceinline__ void wide_decode(const wide_lane &l, const block_code
 }
 
 // Two steps of k = 16: one run of 32 columns.
-template <int N> __device__ __forceinline__ void wide_run(float (&d)[N], const uint32_t (&a)[8], uint64_t b, int add) {
+template <int N>
+__device__ __forceinline__ void wide_run(float (&d)[N], const uint32_t (&a)[8], uint64_t b, int add) {
     wgmma_fence();
     wgmma(d, a[0], a[1], a[2], a[3], b, add);
     wgmma(d, a[4], a[5], a[6], a[7], b + (32 >> 4), 1);
     wgmma_commit();
 }
 
-// Where in the activations of a block a run starts, in units of a descriptor: 64 bytes further, or the next image.
+// Where in the activations of a block a run starts, in units of a descriptor: 64 bytes further, or the next
+// image.
 template <int TOKENS> __device__ __forceinline__ uint32_t wide_run_at(int run) {
     return (run / 2 * TOKENS * 128 + run % 2 * 64) >> 4;
 }
 
 // sums += one block: the sums of each group of columns in d, then times its scale.
 template <int BITS, int GROUP, int N>
-__device__ __forceinline__ void wide_block_exact(const wide_lane &l, uint32_t codes_at, uint32_t scales_at, uint64_t b,
-                                                 float (&d)[N], float (&sums)[N]) {
+__device__ __forceinline__ void wide_block_exact(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
+                                                 uint64_t b, float (&d)[N], float (&sums)[N]) {
     enum { SCALES = GROUP >= 128 ? 1 : 128 / GROUP, SCALE_RUNS = RUNS / SCALES };
     block_codes<BITS> codes;
     codes.load(codes_at + l.lane * 16, codes_at + l.lane * 8);
@@ -223,8 +228,10 @@ struct wide_scale {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const float v = half ? scale.y : scale.x;
-            const __nv_bfloat16 h = __float2bfloat16_rn(v), rest = __float2bfloat16_rn(v - __bfloat162float(h));
-            high[half] = __bfloat16_as_ushort(h) * 0x10001u, low[half] = __bfloat16_as_ushort(rest) * 0x10001u;
+            const __nv_bfloat16 h = __float2bfloat16_rn(v),
+                                rest = __float2bfloat16_rn(v - __bfloat162float(h));
+            high[half] = __bfloat16_as_ushort(h) * 0x10001u,
+            low[half] = __bfloat16_as_ushort(rest) * 0x10001u;
         }
     }
 
@@ -234,10 +241,11 @@ struct wide_scale {
     }
 };
 
-// d += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few registers.
+// d += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few
+// registers.
 template <int BITS, int GROUP, int N>
-__device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t codes_at, uint32_t scales_at, uint64_t b,
-                                                  int add, float (&d)[N]) {
+__device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
+                                                  uint64_t b, int add, float (&d)[N]) {
     enum { SCALE_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, STEPS = 2 * RUNS };
     block_codes<BITS> codes;
     wide_scale scale;
@@ -253,7 +261,8 @@ __device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t c
         for (int i = 0; i < 4; i++) a[step % 2][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
         const uint32_t(&now)[4] = a[step % 2];
         wgmma_fence();
-        wgmma(d, now[0], now[1], now[2], now[3], b + wide_run_at<2 * N>(run) + step % 2 * (32 >> 4), step > 0 ? 1 : add);
+        wgmma(d, now[0], now[1], now[2], now[3], b + wide_run_at<2 * N>(run) + step % 2 * (32 >> 4),
+              step > 0 ? 1 : add);
         wgmma_commit();
         if (step + 1 < STEPS) wgmma_wait<1>(); // the other half of a is free
     }
@@ -279,15 +288,17 @@ struct wide_share {
     }
 };
 
-// The partial sums of a thread: one float4 for each eight tokens, those of neighbouring threads adjacent. A block
-// has two tiles to leave: one that it goes on from and one that it stays with.
-template <int TOKENS> __device__ __forceinline__ float4 *wide_partials(const lut_params &p, int cta, bool stays) {
+// The partial sums of a thread: one float4 for each eight tokens, those of neighbouring threads adjacent. A
+// block has two tiles to leave: one that it goes on from and one that it stays with.
+template <int TOKENS>
+__device__ __forceinline__ float4 *wide_partials(const lut_params &p, int cta, bool stays) {
     return p.partials + (size_t)(cta * 2 + stays) * (TOKENS / 8) * WIDE_CONSUMERS + threadIdx.x;
 }
 
 // Leaves the sums that are not this block's to store.
 template <int N>
-__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share &share, const float (&sums)[N]) {
+__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share &share,
+                                           const float (&sums)[N]) {
     float4 *to = wide_partials<2 * N>(p, blockIdx.x, share.stays);
 #pragma unroll
     for (int i = 0; i < N / 4; i++)
@@ -299,7 +310,8 @@ __device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share
 }
 
 // Adds what the other blocks left of the tokens that are this block's to store.
-template <int N> __device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
+template <int N>
+__device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
     enum { AHEAD = N / 4 < 4 ? N / 4 : 4 }; // loads in flight
     const int me = blockIdx.x - share.first_cta;
     for (int i = threadIdx.x; i < share.n_ctas; i += WIDE_CONSUMERS)
@@ -323,11 +335,11 @@ template <int N> __device__ __forceinline__ void wide_collect(const lut_params &
     }
 }
 
-// Stores eights [first, last) of the tokens of this warp's panel. An eight goes through shared memory, so that
-// a lane holds four rows of one token; token to token WIDE_PITCH floats, which meet no bank twice.
+// Stores eights [first, last) of the tokens of this warp's panel. An eight goes through shared memory, so
+// that a lane holds four rows of one token; token to token WIDE_PITCH floats, which meet no bank twice.
 template <int N>
-__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token, int first,
-                                           int last, const float (&sums)[N]) {
+__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token,
+                                           int first, int last, const float (&sums)[N]) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     float *const eight = (float *)(smem + p.sums_at) + threadIdx.x / WARP * 8 * WIDE_PITCH;
     if (panel >= p.n_panels) return;
@@ -397,7 +409,8 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
             if (lane == 0) barrier_arrive(empty + slot * 8);
             if (++slot == p.stages) slot = 0, parity ^= 1;
         }
-        const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp, token = s.tile % p.token_tiles * TOKENS;
+        const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp,
+                  token = s.tile % p.token_tiles * TOKENS;
         int first = 0, last = TOKENS / 8;
         if (s.last - s.first < p.tile_stages) {
             const wide_share share(p, s.tile, TOKENS / 8);

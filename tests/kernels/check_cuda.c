@@ -2,7 +2,8 @@
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
 // and the same bits twice. Prints TAP, whose plan says SKIP where there is no device.
 //
-//     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile, wide)
+//     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
+//     wide)
 //
 // --small: less of each, for the emulator of tests/simt.
 #include <cuda_runtime_api.h>
@@ -154,8 +155,8 @@ static bf16 bf16_from_double(double v) {
     return bf16_from_float(f);
 }
 
-// One row as lut_wide multiplies it for many tokens: the scale as the sum of two bf16, the first product rounded,
-// then their sum.
+// One row as lut_wide multiplies it for many tokens: the scale as the sum of two bf16, the first product
+// rounded, then their sum.
 static void rounded_row(const weight *w, int64_t row, float *out) {
     for (int64_t k = 0; k < w->n_cols; k++) {
         const unsigned code = layout_code(w, row, k);
@@ -285,7 +286,8 @@ static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33, 65};
 enum { N_TYPES = 4, SHAPES = 3 };
 
 // One type and number of tokens, every group size, some path.
-static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens, int only_path) {
+static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens,
+                         int only_path) {
     bool good = true;
     for (int group_size = 32; group_size <= 256; group_size *= 2)
         for (int i = 0; i < SHAPES; i++) {

@@ -217,7 +217,8 @@ void resume(warp &w, int number, int lane) {
     w.ready &= ~(1u << lane);
     this_warp = &w, this_lane = lane, threadIdx = t.index;
     if (!t.fiber)
-        t.fiber = context::fiber(std::allocator_arg, stack_pool{m.stacks, number * LANES + lane}, thread_main);
+        t.fiber =
+            context::fiber(std::allocator_arg, stack_pool{m.stacks, number * LANES + lane}, thread_main);
     t.fiber = std::move(t.fiber).resume();
 }
 

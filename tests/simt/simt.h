@@ -1,10 +1,10 @@
 // The emulator's core, as its CUDA headers use it: blocks of threads whose threads are fibers of one OS
 // thread.
 //
-// A grid's blocks run one after another; one that waits for a flag of another makes way. Inside of a block a fiber runs until it has to wait (for its warp, a
-// barrier, a copy) and the next one that is ready goes on; the order of warps and lanes is drawn for each
-// block, so that a missing barrier shows. When nobody can go on, one asynchronous copy lands; when there is
-// none, the emulator says who waits for what, and aborts.
+// A grid's blocks run one after another; one that waits for a flag of another makes way. Inside of a block a
+// fiber runs until it has to wait (for its warp, a barrier, a copy) and the next one that is ready goes on;
+// the order of warps and lanes is drawn for each block, so that a missing barrier shows. When nobody can go
+// on, one asynchronous copy lands; when there is none, the emulator says who waits for what, and aborts.
 #ifndef FLUTE_SIMT_SIMT_H
 #define FLUTE_SIMT_SIMT_H
 
@@ -44,8 +44,8 @@ void describe_place(); // prints which kernel, block and thread is running, if o
 // in turn, so that a lane may still read while another is at the next meeting already.
 struct warp {
     alignas(16) uint8_t slots[2][LANES * MAX_SLOT];
-    int turn;                                    // slots of the next meeting
-    const char *meeting;                         // what the lanes that have arrived are at
+    int turn;                                             // slots of the next meeting
+    const char *meeting;                                  // what the lanes that have arrived are at
     uint32_t all, live, ready, met, at_mbarrier, at_flag; // lanes
 };
 

@@ -171,12 +171,15 @@ struct wgmma_operand {
     float at(int n, int k) const {
         const uint32_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
         const uint32_t linear = start + n / 8 * stride + n % 8 * 128 + k * 2;
-        return __uint_as_float((uint32_t)*(const uint16_t *)shared_at(linear ^ (linear >> 7 & 7) << 4, 2, 2) << 16);
+        return __uint_as_float((uint32_t) * (const uint16_t *)shared_at(linear ^ (linear >> 7 & 7) << 4, 2, 2)
+                               << 16);
     }
     void check() const {
         if (descriptor >> 62 != 1 || descriptor >> 49 & 7 || descriptor & 0x3ff1c000c000c000ull)
-            stop("wgmma: descriptor %#llx is not one of the 128-byte swizzle", (unsigned long long)descriptor);
-        if ((descriptor & 0x3f) + 1 >= 8) stop("wgmma: the operand does not start in the first row of a group");
+            stop("wgmma: descriptor %#llx is not one of the 128-byte swizzle",
+                 (unsigned long long)descriptor);
+        if ((descriptor & 0x3f) + 1 >= 8)
+            stop("wgmma: the operand does not start in the first row of a group");
     }
 };
 
@@ -191,7 +194,7 @@ struct wgmma_started {
     uint64_t b_hash;
 };
 
-inline std::vector<wgmma_started> wgmma_open[MAX_THREADS];                // not committed
+inline std::vector<wgmma_started> wgmma_open[MAX_THREADS];               // not committed
 inline std::deque<std::vector<wgmma_started>> wgmma_groups[MAX_THREADS]; // committed
 inline bool wgmma_fenced[MAX_THREADS];
 
@@ -225,7 +228,8 @@ inline void wgmma_perform(const wgmma_started &w) {
     for (int j = 0; j < w.n / 2; j++) { // row g or g + 8, column 8 · (j / 4) + 2t or 2t + 1
         const int high = j / 2 % 2, column = j / 4 * 8 + 2 * t + j % 2;
         float sum = w.add ? w.d[j] : 0.0f;
-        for (int k = 0; k < 16; k++) sum += all[g * 4 + k % 8 / 2].a[k / 8 * 2 + high][k % 2] * w.b.at(column, k);
+        for (int k = 0; k < 16; k++)
+            sum += all[g * 4 + k % 8 / 2].a[k / 8 * 2 + high][k % 2] * w.b.at(column, k);
         w.d[j] = sum;
     }
 }
