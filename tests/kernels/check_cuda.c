@@ -1,6 +1,7 @@
 // The GPU's LUT-GEMM against the scalar definition of kernels/layout.h, in double: every width, group size
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
-// and the same bits twice. Prints TAP, whose plan says SKIP where there is no device.
+// and the same bits twice; and rows of products that overlap. Prints TAP, whose plan says SKIP where there is
+// no device.
 //
 //     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
 //     wide)
@@ -265,13 +266,8 @@ static bool case_check(const lut_device *device, check_case *c) {
 
 // Ragged shapes, more of the small ones: N from 1, K from one group; and now and then one with several panels
 // for every block of threads.
-static void random_shape(bool small, int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
+static void random_shape(int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
     const int kind = random_below(8);
-    if (small) {
-        *n_rows = 1 + random_below(kind < 6 ? 100 : 500);
-        *n_cols = group_size * (1 + random_below((kind < 6 ? 1500 : 600) / group_size));
-        return;
-    }
     *n_rows = kind < 4   ? 1 + random_below(100)
               : kind < 7 ? 1 + random_below(3000)
                          : 4200 + random_below(9000);
@@ -280,10 +276,71 @@ static void random_shape(bool small, int group_size, int n_tokens, int64_t *n_ro
     if (*n_rows == 0) *n_rows = 1;
 }
 
+// The same on the two SMs of the emulator, in turn: short, wide, and long enough for several rounds of the
+// ring.
+static void random_small_shape(int kind, int group_size, int64_t *n_rows, int64_t *n_cols) {
+    *n_rows = kind == 0 ? 1 + random_below(100) : kind == 1 ? 1 + random_below(400) : 100 + random_below(100);
+    *n_cols = kind == 0 ? random_below(1500) : kind == 1 ? random_below(500) : 3000 + random_below(1500);
+    *n_cols = round_up(*n_cols + 1, group_size);
+}
+
 static const weight_type types[] = {WEIGHT_LUT2, WEIGHT_LUT3, WEIGHT_LUT4, WEIGHT_INT8};
 static const int all_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 128, 300};
 static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33, 65};
 enum { N_TYPES = 4, SHAPES = 3 };
+
+enum { CHAIN = 4, CHAIN_WIDTH = 256 };
+
+// CHAIN products in a row, each of what the one before has stored; the last one's bits go to `y`.
+static int chain_run(const lut_device *device, const check_case *c, bool overlap, bf16 *y, flute_error *err) {
+    static device_buffer w_buffer, buffers[2];
+    weight placed = c->w;
+    const size_t size = (size_t)c->n_tokens * CHAIN_WIDTH * sizeof *y;
+    placed.data = device_memory(&w_buffer, c->w.size);
+    check(cudaMemcpy(w_buffer.data, c->w.data, c->w.size, cudaMemcpyHostToDevice), "copy of the weight");
+    for (int i = 0; i < 2; i++)
+        check(cudaMemset(device_memory(&buffers[i], size), POISON, size), "cudaMemset");
+    check(cudaMemcpy(buffers[0].data, c->x, size, cudaMemcpyHostToDevice), "copy of the activations");
+    int code = FLUTE_OK;
+    for (int i = 0; i < CHAIN && code == FLUTE_OK; i++) {
+        const lut_gemm_args args = {.w = &placed,
+                                    .x = buffers[i % 2].data,
+                                    .x_stride = CHAIN_WIDTH,
+                                    .n_tokens = c->n_tokens,
+                                    .y = buffers[1 - i % 2].data,
+                                    .y_stride = CHAIN_WIDTH,
+                                    .epilogue = LUT_STORE_BF16,
+                                    .overlap = overlap,
+                                    .path = c->path};
+        code = lut_gemm(device, &args, NULL, err);
+        if (!overlap) check(cudaDeviceSynchronize(), "lut_gemm");
+    }
+    check(cudaMemcpy(y, buffers[CHAIN % 2].data, size, cudaMemcpyDeviceToHost), "copy of the result");
+    return code;
+}
+
+// Products that overlap leave the same bits as ones that wait for each other.
+static bool check_chain(const lut_device *device, weight_type type, int n_tokens, int only_path) {
+    check_case c = case_random(type, 64, n_tokens, CHAIN_WIDTH, CHAIN_WIDTH);
+    const size_t n = (size_t)n_tokens * CHAIN_WIDTH;
+    bf16 *waiting = host_memory(n * sizeof *waiting), *overlapping = host_memory(n * sizeof *overlapping);
+    flute_error err = {0};
+    c.path = only_path >= 0 ? (lut_path)only_path : LUT_PATH_AUTO;
+    for (size_t i = 0; i < n; i++) c.x[i] = bf16_from_float(random_float()); // no gaps between the rows
+    bool good = chain_run(device, &c, false, waiting, &err) == FLUTE_OK &&
+                chain_run(device, &c, true, overlapping, &err) == FLUTE_OK;
+    if (!good)
+        printf("# %s M=%d, a row of products: %s\n", weight_type_name(type), n_tokens, err.message);
+    else if (memcmp(waiting, overlapping, n * sizeof *waiting) != 0) {
+        printf("# %s M=%d: products that overlap differ from ones that wait\n", weight_type_name(type),
+               n_tokens);
+        good = false;
+    }
+    free(waiting);
+    free(overlapping);
+    case_free(&c);
+    return good;
+}
 
 // One type and number of tokens, every group size, some path.
 static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens,
@@ -292,7 +349,10 @@ static bool check_groups(const lut_device *device, bool small, weight_type type,
     for (int group_size = 32; group_size <= 256; group_size *= 2)
         for (int i = 0; i < SHAPES; i++) {
             int64_t n_rows, n_cols;
-            random_shape(small, group_size, n_tokens, &n_rows, &n_cols);
+            if (small)
+                random_small_shape(i, group_size, &n_rows, &n_cols);
+            else
+                random_shape(group_size, n_tokens, &n_rows, &n_cols);
             check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
             const int path = random_below(device->has_wide ? N_PATHS : LUT_PATH_WIDE);
             c.path = (lut_path)(only_path >= 0 ? only_path : path);
@@ -333,7 +393,8 @@ int main(int argc, char **argv) {
                 printf("ok %d # SKIP not asked for\n", t * n_counts + m + 1);
                 continue;
             }
-            const bool good = check_groups(&device, small, types[t], tokens_of[m], only_path);
+            bool good = check_groups(&device, small, types[t], tokens_of[m], only_path);
+            good = check_chain(&device, types[t], tokens_of[m], only_path) && good;
             printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * n_counts + m + 1,
                    weight_type_name(types[t]), tokens_of[m]);
             fflush(stdout);

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-void simt_set_sms(int n_sms);                   // SMs that the device claims; 4 at first
+void simt_set_sms(int n_sms);                   // SMs that the device claims; 2 at first
 void simt_set_devices(int n_devices);           // devices that the driver claims; 1 at first
 void simt_set_memory(size_t bytes);             // memory of the device; 8 GiB at first
 void simt_set_capability(int major, int minor); // 9, 0 at first

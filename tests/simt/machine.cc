@@ -5,6 +5,7 @@
 #include <cxxabi.h>
 #include <deque>
 #include <dlfcn.h>
+#include <link.h>
 #include <memory>
 #include <stdarg.h>
 #include <stdio.h>
@@ -36,7 +37,7 @@ namespace {
 enum { STACK = 64 * 1024, PAGE = 4096, STAGGER = 64 * 11 };
 
 struct stack_pool {
-    int set, index; // one set of stacks for each block under way
+    int set, index; // of the machine; of the thread
     context::stack_context allocate() const {
         static std::vector<uint8_t *> sets;
         if ((int)sets.size() <= set) sets.resize((size_t)set + 1);
@@ -63,8 +64,8 @@ struct copy {
 struct thread {
     context::fiber fiber;
     uint3 index;
-    const char *waits_for; // in words
-    uint32_t mbarrier;     // that it waits for
+    const char *waits_for;     // in words
+    uint32_t mbarrier, parity; // that it waits for, when it does
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
 };
@@ -84,53 +85,59 @@ struct landing {
 
 enum { BARRIERS = 16 };
 
-// A block under way.
-struct block_state {
-    int live, stacks;
-    uint3 index;
+int n_machines;
+
+struct machine {
+    int stacks = n_machines++;
+    const launch *what;
+    context::fiber scheduler;
+    uint3 block;
+    int n_threads, n_warps, live;
     std::unique_ptr<thread[]> threads{new thread[MAX_THREADS]};
     std::unique_ptr<warp[]> warps{new warp[MAX_THREADS / LANES]};
     barrier barriers[BARRIERS];
     std::deque<landing> landings;
+    int first_warp; // the order of this block
+    bool warps_backward, lanes_backward;
+    bool is_last, is_early;      // block; kernel, while the one ahead is not done
+    bool launches_dependents;    // has been called
+    std::vector<uint8_t> shared; // memory, while the other machine runs
 };
 
-// The block that runs, and those that wait for it or each other.
-struct machine : block_state {
-    const launch *what;
-    context::fiber scheduler;
-    int n_threads, n_warps;
-    struct parked_block : block_state {
-        std::vector<uint8_t> shared;
-    };
-    std::deque<parked_block> parked;
-    std::vector<int> free_stacks;
-    bool woken; // some lane has seen what it waited for since all blocks were last tried
-    uint64_t random, seed = 1;
-    long launches;
-} m;
+// Two, because a block of the kernel behind may have begun. m is the one that runs.
+machine machines[2], *m = machines;
+// Blocks that wait for flags of others of the same kernel; whether one of them has seen what it waits for.
+std::deque<std::unique_ptr<machine>> parked;
+bool woken;
+const launch *next_launch; // the kernel behind, if it may overlap the one that runs
+uint64_t random_state, seed = 1;
+long n_launches;
 
 // splitmix64 (Steele, Lea, Flood 2014)
 uint32_t random_below(uint32_t n) {
-    uint64_t z = m.random += 0x9e3779b97f4a7c15u;
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return (uint32_t)(((z ^ z >> 31) >> 32) * n >> 32);
 }
 
 int warp_number() {
-    return (int)(this_warp - m.warps.get());
+    return (int)(this_warp - m->warps.get());
 }
 thread &this_thread() {
-    return m.threads[warp_number() * LANES + this_lane];
+    return m->threads[warp_number() * LANES + this_lane];
 }
 
 // Messages.
 
+// Static kernels have no name here: addr2line -f tells it from the offset in the program.
 std::string kernel_name() {
-    Dl_info info;
-    char text[64];
-    if (!dladdr(m.what->kernel, &info) || !info.dli_sname) {
-        snprintf(text, sizeof text, "kernel at %p", m.what->kernel);
+    Dl_info info = {};
+    dladdr(m->what->kernel, &info);
+    if (!info.dli_sname) {
+        char text[64];
+        snprintf(text, sizeof text, "kernel at offset %#zx",
+                 (size_t)((uintptr_t)m->what->kernel - (uintptr_t)info.dli_fbase));
         return text;
     }
     int status;
@@ -140,31 +147,35 @@ std::string kernel_name() {
     return name;
 }
 
-const char *state_of(int i) {
-    const warp &w = m.warps[i / LANES];
-    return !(w.live >> i % LANES & 1) ? "has returned"
-           : w.ready >> i % LANES & 1 ? "can run"
-           : m.threads[i].waits_for   ? m.threads[i].waits_for
-                                      : "waits";
+std::string state_of(int i) {
+    const warp &w = m->warps[i / LANES];
+    const uint32_t lane = 1u << i % LANES;
+    if (!(w.live & lane)) return "has returned";
+    if (w.ready & lane) return "can run";
+    if (!(w.at_mbarrier & lane)) return m->threads[i].waits_for ? m->threads[i].waits_for : "runs";
+    char text[64];
+    snprintf(text, sizeof text, "waits for parity %u of the mbarrier at %#x", m->threads[i].parity,
+             m->threads[i].mbarrier);
+    return text;
 }
 
 void print_states() {
-    for (int i = 0, from = 0; i < m.n_threads; i++) {
-        if (i + 1 < m.n_threads && (i + 1) % LANES && !strcmp(state_of(i), state_of(i + 1))) continue;
-        fprintf(stderr, "    warp %2d, lanes %2d to %2d: %s\n", i / LANES, from % LANES, i % LANES,
-                state_of(i));
+    for (int i = 0, from = 0; i < m->n_threads; i++) {
+        if (i + 1 < m->n_threads && state_of(i) == state_of(i + 1)) continue;
+        fprintf(stderr, "    warp %d lane %d to warp %d lane %d: %s\n", from / LANES, from % LANES, i / LANES,
+                i % LANES, state_of(i).c_str());
         from = i + 1;
     }
     for (int i = 0; i < BARRIERS; i++)
-        if (m.barriers[i].arrived > 0)
-            fprintf(stderr, "    barrier %d: %d of %d threads have come\n", i, m.barriers[i].arrived,
-                    m.barriers[i].wanted ? m.barriers[i].wanted : m.live);
+        if (m->barriers[i].arrived > 0)
+            fprintf(stderr, "    barrier %d: %d of %d threads have come\n", i, m->barriers[i].arrived,
+                    m->barriers[i].wanted ? m->barriers[i].wanted : m->live);
 }
 
 } // namespace
 
 void describe_place() {
-    if (!m.what) return;
+    if (!m->what) return;
     fprintf(stderr, "simt: in %s, block (%u, %u, %u)", kernel_name().c_str(), blockIdx.x, blockIdx.y,
             blockIdx.z);
     if (this_warp)
@@ -182,7 +193,7 @@ void stop(const char *format, ...) {
     va_end(args);
     fprintf(stderr, "\n");
     describe_place();
-    if (m.what) print_states();
+    if (m->what) print_states();
     abort();
 }
 
@@ -193,146 +204,251 @@ namespace {
 // Back to the scheduler, until somebody makes this lane ready.
 void suspend(const char *what) {
     this_thread().waits_for = what;
-    m.scheduler = std::move(m.scheduler).resume();
+    m->scheduler = std::move(m->scheduler).resume();
 }
 
 void release_block_barrier(barrier &b) {
     b.result = b.count;
     b.arrived = b.count = b.wanted = 0;
-    for (int i = 0; i < m.n_warps; i++) m.warps[i].ready |= b.waiting[i], b.waiting[i] = 0;
+    for (int i = 0; i < m->n_warps; i++) m->warps[i].ready |= b.waiting[i], b.waiting[i] = 0;
 }
 
 context::fiber thread_main(context::fiber &&from) {
-    m.scheduler = std::move(from);
-    m.what->body();
+    m->scheduler = std::move(from);
+    m->what->body();
     this_warp->live &= ~(1u << this_lane);
-    m.live--;
-    barrier &b = m.barriers[0]; // those that have returned are not waited for
-    if (b.arrived > 0 && b.wanted == 0 && b.arrived == m.live) release_block_barrier(b);
-    return std::move(m.scheduler);
+    m->live--;
+    barrier &b = m->barriers[0]; // those that have returned are not waited for
+    if (b.arrived > 0 && b.wanted == 0 && b.arrived == m->live) release_block_barrier(b);
+    return std::move(m->scheduler);
+}
+
+void set_builtins() {
+    threadIdx = this_thread().index, blockIdx = m->block;
+    blockDim = m->what->block, gridDim = m->what->grid;
 }
 
 void resume(warp &w, int number, int lane) {
-    thread &t = m.threads[number * LANES + lane];
+    thread &t = m->threads[number * LANES + lane];
     w.ready &= ~(1u << lane);
-    this_warp = &w, this_lane = lane, threadIdx = t.index;
+    this_warp = &w, this_lane = lane;
+    set_builtins();
     if (!t.fiber)
         t.fiber =
-            context::fiber(std::allocator_arg, stack_pool{m.stacks, number * LANES + lane}, thread_main);
+            context::fiber(std::allocator_arg, stack_pool{m->stacks, number * LANES + lane}, thread_main);
+    t.waits_for = nullptr;
     t.fiber = std::move(t.fiber).resume();
 }
 
 bool land_one();
 
 void prepare_block() {
-    m.live = m.n_threads;
-    m.landings.clear();
-    for (int i = 0; i < m.n_threads; i++) {
-        thread &t = m.threads[i];
-        const unsigned x = m.what->block.x, y = m.what->block.y, n = (unsigned)i;
+    m->live = m->n_threads;
+    m->landings.clear();
+    for (int i = 0; i < m->n_threads; i++) {
+        thread &t = m->threads[i];
+        const unsigned x = m->what->block.x, y = m->what->block.y, n = (unsigned)i;
         t.index = {n % x, n / x % y, n / x / y};
         t.waits_for = nullptr;
         t.copies.clear(), t.groups.clear();
     }
-    for (int i = 0; i < m.n_warps; i++) {
-        warp &w = m.warps[i];
-        const int lanes = m.n_threads - i * LANES;
-        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_flag = 0;
+    for (int i = 0; i < m->n_warps; i++) {
+        warp &w = m->warps[i];
+        const int lanes = m->n_threads - i * LANES;
+        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_dependency = w.at_flag = 0;
         w.all = w.live = w.ready = lanes < LANES ? (1u << lanes) - 1 : ~0u;
     }
-    memset(m.barriers, 0, sizeof m.barriers);
-    memset(smem, POISON, m.what->shared + GUARD);
+    // Any order is right for a kernel that is; each block gets another one.
+    m->first_warp = (int)random_below((uint32_t)m->n_warps);
+    m->warps_backward = random_below(2), m->lanes_backward = random_below(2);
+    memset(m->barriers, 0, sizeof m->barriers);
+    memset(smem, POISON, m->what->shared + GUARD);
 }
 
 void check_end_of_block() {
     this_warp = nullptr;
-    for (const landing &l : m.landings)
+    for (const landing &l : m->landings)
         if (l.is_bulk) stop("the block has ended while a bulk copy is in flight");
     for (size_t i = 0; i < GUARD; i++)
-        if (smem[m.what->shared + i] != POISON)
-            stop("byte %zu of shared memory was written, of %zu", m.what->shared + i, m.what->shared);
+        if (smem[m->what->shared + i] != POISON)
+            stop("byte %zu of shared memory was written, of %zu", m->what->shared + i, m->what->shared);
 }
 
-// Runs the block until it ends (true) or waits for others (false).
-bool run_block() {
-    // Any order is right for a kernel that is; each block gets another one.
-    const int first = (int)random_below((uint32_t)m.n_warps);
-    const bool warps_backward = random_below(2), lanes_backward = random_below(2);
-    while (m.live > 0) {
-        bool ran = false;
-        for (int i = 0; i < m.n_warps; i++) {
-            const int number = (first + (warps_backward ? m.n_warps - i : i)) % m.n_warps;
-            warp &w = m.warps[number];
+void run_ready() {
+    for (bool ran = true; ran;) {
+        ran = false;
+        for (int i = 0; i < m->n_warps; i++) {
+            const int number = (m->first_warp + (m->warps_backward ? m->n_warps - i : i)) % m->n_warps;
+            warp &w = m->warps[number];
             for (; w.ready; ran = true)
-                resume(w, number, lanes_backward ? 31 - __builtin_clz(w.ready) : __builtin_ctz(w.ready));
-        }
-        if (!ran && m.live > 0 && !land_one()) {
-            this_warp = nullptr;
-            for (int i = 0; i < m.n_warps; i++)
-                if (m.warps[i].at_flag) return false;
-            stop("deadlock: %d threads wait, and nothing can wake them", m.live);
+                resume(w, number, m->lanes_backward ? 31 - __builtin_clz(w.ready) : __builtin_ctz(w.ready));
         }
     }
+}
+
+// False: the block waits for a flag of another.
+bool finish_block() {
+    for (run_ready(); m->live > 0; run_ready())
+        if (!land_one()) {
+            this_warp = nullptr;
+            for (int i = 0; i < m->n_warps; i++)
+                if (m->warps[i].at_flag) return false;
+            stop("deadlock: %d threads wait, and nothing can wake them", m->live);
+        }
     check_end_of_block();
     return true;
 }
 
-void park_block() {
-    int n_sms = 0;
-    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
-    if ((int)m.parked.size() >= n_sms)
-        stop("more blocks than the %d SMs wait for each other: they may not all be resident", n_sms);
-    m.parked.emplace_back();
-    machine::parked_block &to = m.parked.back();
-    to.shared.assign(smem, smem + m.what->shared + GUARD);
-    std::swap((block_state &)to, (block_state &)m);
+void begin(const launch &what) {
+    m->what = &what;
+    m->n_threads = (int)(what.block.x * what.block.y * what.block.z);
+    m->n_warps = (m->n_threads + LANES - 1) / LANES;
+    m->launches_dependents = false;
 }
 
-// Lets each parked block look again.
-void try_parked_blocks() {
-    for (size_t n = m.parked.size(); n > 0; n--) {
-        machine::parked_block from = std::move(m.parked.front());
-        m.parked.pop_front();
-        std::swap((block_state &)from, (block_state &)m);
-        memcpy(smem, from.shared.data(), from.shared.size());
-        blockIdx = m.index;
-        for (int i = 0; i < m.n_warps; i++) m.warps[i].ready |= m.warps[i].at_flag, m.warps[i].at_flag = 0;
-        if (run_block())
-            m.free_stacks.push_back(m.stacks);
+unsigned n_blocks(const launch &what) {
+    return what.grid.x * what.grid.y * what.grid.z;
+}
+
+void set_block(unsigned number) {
+    const dim3 &grid = m->what->grid;
+    m->block = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
+}
+
+unsigned block_number() {
+    const dim3 &grid = m->what->grid;
+    return (m->block.z * grid.y + m->block.y) * grid.x + m->block.x;
+}
+
+// Overlapped launches. When the last block of a kernel calls dependents_launch, a block of the kernel behind
+// begins, and goes on until its threads have to wait: for the kernel ahead, if they are right.
+
+// The thread-local memory of the program, where static shared memory lies.
+int find_program(dl_phdr_info *info, size_t, void *found) {
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_TLS) {
+            uint8_t *at = (uint8_t *)info->dlpi_tls_data;
+            *(std::pair<uint8_t *, uint8_t *> *)found = {at, at + info->dlpi_phdr[i].p_memsz};
+        }
+    return 1; // the program comes first
+}
+
+// Copies what a block has of shared memory to m->shared, or back.
+void swap_out_shared(bool out) {
+    std::pair<uint8_t *, uint8_t *> all = {smem, smem};
+    dl_iterate_phdr(find_program, &all);
+    const std::pair<uint8_t *, uint8_t *> parts[] = {
+        {all.first, smem}, {smem, smem + m->what->shared + GUARD}, {smem + sizeof smem, all.second}};
+    if (out) m->shared.clear();
+    const uint8_t *from = m->shared.data();
+    for (const auto &part : parts) {
+        const ptrdiff_t bytes = part.second - part.first;
+        if (bytes <= 0) continue;
+        if (out)
+            m->shared.insert(m->shared.end(), part.first, part.second);
         else
-            park_block();
+            memcpy(part.first, from, (size_t)bytes), from += bytes;
     }
 }
 
-void start_block(uint3 index) {
-    if (m.free_stacks.empty()) m.free_stacks.push_back((int)m.parked.size());
-    m.stacks = m.free_stacks.back(), m.free_stacks.pop_back();
-    blockIdx = m.index = index;
+void start_next() {
+    machine *const ahead = m, *const behind = &machines[m == machines];
+    warp *const caller_warp = this_warp;
+    const int caller_lane = this_lane;
+    swap_out_shared(true);
+    m = behind;
+    begin(*next_launch);
+    next_launch = nullptr;
+    m->is_early = true, m->is_last = false;
+    set_block(random_below(n_blocks(*m->what)));
     prepare_block();
-    if (run_block())
-        m.free_stacks.push_back(m.stacks);
-    else
-        park_block();
+    run_ready();
+    swap_out_shared(true);
+    m = ahead;
+    swap_out_shared(false);
+    this_warp = caller_warp, this_lane = caller_lane;
+    if (this_warp) set_builtins();
+}
+
+// Puts the block that waits aside. On a GPU it keeps its SM.
+void park_block() {
+    int n_sms = 0;
+    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+    if ((int)parked.size() >= n_sms)
+        stop("more blocks than the %d SMs wait for each other: some may never start", n_sms);
+    swap_out_shared(true);
+    parked.emplace_back(new machine);
+    std::swap(*parked.back(), *m);
+    begin(*parked.back()->what);
+}
+
+// Lets each block that was put aside look again.
+void try_parked_blocks() {
+    for (size_t n = parked.size(); n > 0; n--) {
+        std::unique_ptr<machine> block = std::move(parked.front());
+        parked.pop_front();
+        std::swap(*block, *m);
+        swap_out_shared(false);
+        for (int i = 0; i < m->n_warps; i++) {
+            warp &w = m->warps[i];
+            w.ready |= w.at_flag, w.at_flag = 0;
+        }
+        if (!finish_block()) park_block();
+    }
+}
+
+// Lets a block that has begun early go on.
+void end_early() {
+    swap_out_shared(false);
+    m->is_early = false;
+    for (int i = 0; i < m->n_warps; i++) {
+        warp &w = m->warps[i];
+        w.ready |= w.at_dependency, w.at_dependency = 0;
+    }
 }
 
 } // namespace
 
-void run(const launch &what) {
-    if (m.what) stop("a kernel launches another one");
-    m.what = &what;
-    m.random = m.seed + (uint64_t)m.launches++;
-    blockDim = what.block, gridDim = what.grid;
-    m.n_threads = (int)(what.block.x * what.block.y * what.block.z);
-    m.n_warps = (m.n_threads + LANES - 1) / LANES;
-    for (unsigned z = 0; z < what.grid.z; z++)
-        for (unsigned y = 0; y < what.grid.y; y++)
-            for (unsigned x = 0; x < what.grid.x; x++) start_block({x, y, z});
-    while (!m.parked.empty()) {
-        m.woken = false;
-        try_parked_blocks();
-        if (!m.woken) stop("deadlock: %zu blocks wait for flags that nobody will set", m.parked.size());
+void run(const launch &what, const launch *next) {
+    if (this_warp) stop("a kernel launches another one");
+    random_state = seed + (uint64_t)n_launches++;
+    const unsigned n = n_blocks(what);
+    unsigned first = random_below(n);
+    const bool has_begun = machines[0].what || machines[1].what;
+    m = &machines[machines[1].what != nullptr];
+    if (has_begun)
+        first = block_number();
+    else
+        begin(what);
+    next_launch = next;
+    for (unsigned i = 0; i < n; i++) {
+        m->is_last = i == n - 1;
+        if (i == 0 && has_begun) {
+            end_early();
+            if (m->is_last && m->launches_dependents && next_launch) start_next();
+        } else {
+            set_block((first + i) % n);
+            prepare_block();
+        }
+        if (!finish_block()) park_block();
     }
-    m.what = nullptr;
+    while (!parked.empty()) {
+        woken = false;
+        try_parked_blocks();
+        if (!woken) stop("deadlock: %zu blocks wait for flags that nobody sets", parked.size());
+    }
+    m->what = nullptr;
+}
+
+void dependents_launch() {
+    m->launches_dependents = true;
+    if (m->is_last && next_launch) start_next();
+}
+
+void dependency_wait() {
+    if (!m->is_early) return;
+    this_warp->at_dependency |= 1u << this_lane;
+    suspend("dependency_wait");
 }
 
 // Meetings.
@@ -354,9 +470,9 @@ void warp_meet(const char *what, uint32_t mask) {
 
 static barrier &barrier_numbered(int id, int threads) {
     if (id < 0 || id >= BARRIERS) stop("there is no barrier %d", id);
-    if (threads % LANES || threads < 0 || threads > m.n_threads)
-        stop("barrier %d of %d threads, in a block of %d", id, threads, m.n_threads);
-    barrier &b = m.barriers[id];
+    if (threads % LANES || threads < 0 || threads > m->n_threads)
+        stop("barrier %d of %d threads, in a block of %d", id, threads, m->n_threads);
+    barrier &b = m->barriers[id];
     if (b.arrived > 0 && b.wanted != threads)
         stop("barrier %d: this thread expects %d threads, those before %d", id, threads, b.wanted);
     b.wanted = threads;
@@ -366,7 +482,7 @@ static barrier &barrier_numbered(int id, int threads) {
 // Counts the thread in; true when it was the last.
 static bool arrive(barrier &b, bool predicate) {
     b.arrived++, b.count += predicate;
-    return b.arrived == (b.wanted ? b.wanted : m.live);
+    return b.arrived == (b.wanted ? b.wanted : m->live);
 }
 
 int block_meet(int id, int threads, bool predicate, const char *what) {
@@ -397,9 +513,9 @@ void *shared_at(uint32_t at, size_t bytes, size_t alignment) {
     const int64_t offset = (int32_t)at;
     const bool is_static = offset < 0 || offset >= SHARED_CAPACITY + GUARD;
     if (at % alignment) stop("shared memory at %#x: not aligned to %zu", at, alignment);
-    if (is_static ? offset < -(1 << 20) || offset > 1 << 20 : (size_t)offset + bytes > m.what->shared)
+    if (is_static ? offset < -(1 << 20) || offset > 1 << 20 : (size_t)offset + bytes > m->what->shared)
         stop("shared memory at %#x: %zu bytes there are outside of the %zu of the block", at, bytes,
-             m.what->shared);
+             m->what->shared);
     return smem + offset;
 }
 
@@ -427,11 +543,11 @@ mbarrier &mbarrier_at(uint32_t at) {
 void mbarrier_update(mbarrier &b, uint32_t at) {
     if (b.pending > 0 || b.bytes != 0) return;
     b.pending = b.expected, b.parity ^= 1;
-    for (int i = 0; i < m.n_warps; i++)
-        for (uint32_t left = m.warps[i].at_mbarrier; left; left &= left - 1) {
+    for (int i = 0; i < m->n_warps; i++)
+        for (uint32_t left = m->warps[i].at_mbarrier; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
-            if (m.threads[i * LANES + lane].mbarrier != at) continue;
-            m.warps[i].at_mbarrier &= ~(1u << lane), m.warps[i].ready |= 1u << lane;
+            if (m->threads[i * LANES + lane].mbarrier != at) continue;
+            m->warps[i].at_mbarrier &= ~(1u << lane), m->warps[i].ready |= 1u << lane;
         }
 }
 
@@ -459,10 +575,10 @@ void land(const landing &l) {
 
 // One of those in flight, any: they land in no order.
 bool land_one() {
-    if (m.landings.empty()) return false;
-    const size_t i = random_below((uint32_t)m.landings.size());
-    const landing l = std::move(m.landings[i]);
-    m.landings.erase(m.landings.begin() + (ptrdiff_t)i);
+    if (m->landings.empty()) return false;
+    const size_t i = random_below((uint32_t)m->landings.size());
+    const landing l = std::move(m->landings[i]);
+    m->landings.erase(m->landings.begin() + (ptrdiff_t)i);
     land(l);
     return true;
 }
@@ -490,9 +606,9 @@ void mbarrier_arrive(uint32_t at, uint32_t bytes_expected) {
 
 bool mbarrier_done(uint32_t at, uint32_t parity) {
     if (mbarrier_at(at).parity != parity) return true;
-    this_thread().mbarrier = at;
+    this_thread().mbarrier = at, this_thread().parity = parity;
     this_warp->at_mbarrier |= 1u << this_lane;
-    suspend("waits for an mbarrier");
+    suspend("mbarrier");
     return mbarrier_at(at).parity != parity;
 }
 
@@ -505,7 +621,7 @@ void flag_wait(const uint32_t *flag) {
         this_warp->at_flag |= 1u << this_lane;
         suspend("waits for a flag of another block");
     }
-    m.woken = true;
+    woken = true;
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still
@@ -518,7 +634,7 @@ void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
     if (random_below(2))
         land(l);
     else
-        m.landings.push_back(l);
+        m->landings.push_back(l);
 }
 
 void copy_async(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_read) {
@@ -550,14 +666,14 @@ void mbarrier_arrive_after_copies(uint32_t at) {
         l.copies.insert(l.copies.end(), group.begin(), group.end());
     l.copies.insert(l.copies.end(), t.copies.begin(), t.copies.end());
     t.groups.clear(), t.copies.clear();
-    m.landings.push_back(std::move(l));
+    m->landings.push_back(std::move(l));
 }
 
 } // namespace simt
 
 void simt_set_seed(unsigned seed) {
-    simt::m.seed = (uint64_t)seed << 32 | 1;
+    simt::seed = (uint64_t)seed << 32 | 1;
 }
 long simt_launches(void) {
-    return simt::m.launches;
+    return simt::n_launches;
 }

@@ -18,7 +18,11 @@
 
 #include "tests/simt/control.h"
 
-using operation = std::function<void()>;
+// A kernel, or anything else that happens in a stream; nothing at all at the start of a graph.
+struct operation {
+    std::function<void()> action;
+    std::shared_ptr<const simt::launch> kernel;
+};
 
 struct CUgraph_st {
     std::vector<operation> operations; // in the order of the calls, which is one that their dependences allow
@@ -60,7 +64,7 @@ struct allocation {
 
 struct device {
     std::recursive_mutex mutex;
-    int n_devices = 1, n_sms = 4, major = 9, minor = 0;
+    int n_devices = 1, n_sms = 2, major = 9, minor = 0;
     size_t memory = (size_t)8 << 30, used_device = 0, used_pinned = 0;
     int fail_allocation = 0, fail_launch = 0;
     std::map<uintptr_t, allocation> allocations;
@@ -95,16 +99,52 @@ bool counts_down(int *n) {
     return *n > 0 && --*n == 0;
 }
 
+// Faults.
+
+void on_fault(int, siginfo_t *info, void *) {
+    const auto *a = allocation_below(info->si_addr);
+    fprintf(stderr, "simt: memory fault at %p", info->si_addr);
+    if (a)
+        fprintf(stderr, ", %zu bytes behind the start of an allocation of %zu",
+                (size_t)((uintptr_t)info->si_addr - a->first), a->second.size);
+    fprintf(stderr, "\n");
+    simt::describe_place();
+    signal(SIGABRT, SIG_DFL);
+    abort();
+}
+
+// Catches faults while it exists, on a stack of its own, because the fault may be the end of a fiber's.
+struct fault_catcher {
+    struct sigaction before = {};
+    fault_catcher() {
+        static uint8_t stack[64 * 1024]; // one kernel runs at a time
+        stack_t on = {};
+        on.ss_sp = stack, on.ss_size = sizeof stack;
+        sigaltstack(&on, nullptr);
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        sigaction(SIGSEGV, &action, &before);
+    }
+    ~fault_catcher() { sigaction(SIGSEGV, &before, nullptr); }
+};
+
 // Queues.
 
-void run_one(cudaStream_t s) {
-    const operation next = std::move(s->queue.front());
+// The first operation, and, where more follow at once, the beginning of an overlapping kernel behind it.
+void run_one(cudaStream_t s, bool more_follow) {
+    const operation now = std::move(s->queue.front());
     s->queue.pop_front();
-    next();
+    if (now.kernel) {
+        const fault_catcher catcher;
+        const simt::launch *next = more_follow && !s->queue.empty() ? s->queue.front().kernel.get() : nullptr;
+        simt::run(*now.kernel, next && next->overlaps ? next : nullptr);
+    } else if (now.action)
+        now.action();
 }
 
 void drain(cudaStream_t s) {
-    while (!s->queue.empty()) run_one(s);
+    while (!s->queue.empty()) run_one(s, true);
 }
 
 void drain_all() {
@@ -112,7 +152,7 @@ void drain_all() {
 }
 
 void drain_until(const event_state &e, long record) {
-    while (e.done < record) run_one(e.stream);
+    while (e.done < record) run_one(e.stream, true);
 }
 
 // What a call that may wait for the device does during a capture: it fails, and spoils it.
@@ -141,34 +181,6 @@ cudaError_t enqueue(cudaStream_t s, operation what) {
         drain(&d.default_stream);
     s->queue.push_back(std::move(what));
     return cudaSuccess;
-}
-
-// Faults.
-
-void on_fault(int, siginfo_t *info, void *) {
-    const auto *a = allocation_below(info->si_addr);
-    fprintf(stderr, "simt: memory fault at %p", info->si_addr);
-    if (a)
-        fprintf(stderr, ", %zu bytes behind the start of an allocation of %zu",
-                (size_t)((uintptr_t)info->si_addr - a->first), a->second.size);
-    fprintf(stderr, "\n");
-    simt::describe_place();
-    signal(SIGABRT, SIG_DFL);
-    abort();
-}
-
-// On a stack of its own, because the fault may be the end of a fiber's.
-void catch_faults() {
-    static thread_local bool done;
-    if (done) return;
-    done = true;
-    stack_t stack = {};
-    stack.ss_size = 64 * 1024;
-    stack.ss_sp = mmap(nullptr, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    if (stack.ss_sp != MAP_FAILED && sigaltstack(&stack, nullptr) == 0) sigaction(SIGSEGV, &action, nullptr);
 }
 
 // Memory ends at a page that faults; up to there, and inside, it is poisoned.
@@ -254,11 +266,11 @@ cudaError_t copy(void *to, const void *from, const rectangle &r, cudaMemcpyKind 
         const cudaError_t code = forbid_in_capture(cudaErrorStreamCaptureImplicit);
         if (code != cudaSuccess) return report(code);
     }
-    operation what = [=] { copy_rows(to, from, r); };
+    operation what = {[=] { copy_rows(to, from, r); }, nullptr};
     if (from_pageable && !captured && !wait) {
         const auto *first = (const uint8_t *)from;
         const auto staged = std::make_shared<std::vector<uint8_t>>(first, first + span(r, r.from_pitch));
-        what = [=] { copy_rows(to, staged->data(), r); };
+        what.action = [=] { copy_rows(to, staged->data(), r); };
     }
     const cudaError_t code = enqueue(stream, std::move(what));
     if (code == cudaSuccess && !captured && (wait || to_pageable)) drain(stream ? stream : &d.default_stream);
@@ -273,7 +285,7 @@ bool simt::device_memory_contains(const void *p, size_t bytes) {
 
 cudaError_t simt::queue(cudaStream_t stream, std::function<void()> what) {
     const guard g;
-    return enqueue(stream, std::move(what));
+    return enqueue(stream, {std::move(what), nullptr});
 }
 
 cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *kernel,
@@ -287,15 +299,18 @@ cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *ker
     const auto limit = d.shared_limits.find(kernel);
     if (config->dynamicSmemBytes > (size_t)(limit == d.shared_limits.end() ? DEFAULT_SHARED : limit->second))
         return report(cudaErrorInvalidValue);
+    bool overlaps = false;
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttribute &a = config->attrs[i];
-        if (a.id == cudaLaunchAttributeClusterDimension &&
-            a.val.clusterDim.x * a.val.clusterDim.y * a.val.clusterDim.z != 1)
+        const auto &cluster = a.val.clusterDim;
+        if (a.id == cudaLaunchAttributeClusterDimension && cluster.x * cluster.y * cluster.z != 1)
             return report(cudaErrorNotSupported);
+        if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+            overlaps = a.val.programmaticStreamSerializationAllowed;
     }
     if (counts_down(&d.fail_launch)) return report(cudaErrorLaunchOutOfResources);
-    const launch what = {kernel, grid, block, config->dynamicSmemBytes, std::move(body)};
-    return enqueue(config->stream, [what] { catch_faults(), run(what); });
+    const launch what = {kernel, grid, block, config->dynamicSmemBytes, overlaps, std::move(body)};
+    return enqueue(config->stream, {nullptr, std::make_shared<const launch>(what)});
 }
 
 // The C API.
@@ -486,7 +501,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
     const guard g;
     if (n == 0) return cudaSuccess;
     if (!allocation_of(p, n)) return report(cudaErrorInvalidValue);
-    return enqueue(stream, [=] { memset(p, value, n); });
+    return enqueue(stream, {[=] { memset(p, value, n); }, nullptr});
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
@@ -528,7 +543,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (!stream) stream = &d.default_stream;
     if (stream->capture) return stream->capture->invalid = true, report(cudaErrorStreamCaptureUnsupported);
     if (stream->queue.empty()) return cudaSuccess;
-    run_one(stream);
+    run_one(stream, false);
     return cudaErrorNotReady;
 }
 
@@ -543,7 +558,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     }
     if (stream && stream->capture) return report(cudaErrorStreamCaptureUnsupported);
     const long record = e->recorded;
-    return enqueue(stream, [e, record] { drain_until(*e, record); });
+    return enqueue(stream, {[e, record] { drain_until(*e, record); }, nullptr});
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
@@ -569,7 +584,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (e->capture) return cudaSuccess;
     e->stream = stream ? stream : &d.default_stream;
     const long record = ++e->recorded;
-    return enqueue(stream, [e, record] { e->done = record, e->time = std::chrono::steady_clock::now(); });
+    return enqueue(stream,
+                   {[e, record] { e->done = record, e->time = std::chrono::steady_clock::now(); }, nullptr});
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -584,7 +600,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     const event_state &e = *event->state;
     if (e.capture) return report(cudaErrorCapturedEvent);
     if (e.done == e.recorded) return cudaSuccess;
-    run_one(e.stream);
+    run_one(e.stream, false);
     return cudaErrorNotReady;
 }
 
@@ -649,9 +665,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     const guard g;
     if (!exec) return report(cudaErrorInvalidValue);
     if (counts_down(&d.fail_launch)) return report(cudaErrorLaunchOutOfResources);
-    return enqueue(stream, [operations = exec->operations] {
-        for (const operation &each : operations) each();
-    });
+    cudaError_t code = enqueue(stream, {}); // its first kernel does not overlap what is ahead of the graph
+    for (const operation &each : exec->operations)
+        if (code == cudaSuccess) code = enqueue(stream, each);
+    return code;
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {

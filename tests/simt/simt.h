@@ -31,10 +31,13 @@ struct launch {
     const void *kernel;
     dim3 grid, block;
     size_t shared;              // bytes of dynamic shared memory
+    bool overlaps;              // may begin before the kernel ahead of it has ended
     std::function<void()> body; // one thread
 };
 
-void run(const launch &what);
+// Runs a kernel. next: the one behind it if that may overlap, else null; it has to be run right after this
+// one.
+void run(const launch &what, const launch *next);
 void describe_place(); // prints which kernel, block and thread is running, if one is
 
 // Ends the program with a message that names the kernel, the block and the thread.
@@ -44,13 +47,17 @@ void describe_place(); // prints which kernel, block and thread is running, if o
 // in turn, so that a lane may still read while another is at the next meeting already.
 struct warp {
     alignas(16) uint8_t slots[2][LANES * MAX_SLOT];
-    int turn;                                             // slots of the next meeting
-    const char *meeting;                                  // what the lanes that have arrived are at
-    uint32_t all, live, ready, met, at_mbarrier, at_flag; // lanes
+    int turn;            // slots of the next meeting
+    const char *meeting; // what the lanes that have arrived are at
+    uint32_t all, live, ready, met, at_mbarrier, at_dependency, at_flag; // lanes
 };
 
 extern warp *this_warp;
 extern int this_lane;
+
+// Overlapped launches.
+void dependents_launch();
+void dependency_wait();
 
 void warp_meet(const char *what, uint32_t mask);
 

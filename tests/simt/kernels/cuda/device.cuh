@@ -76,10 +76,13 @@ template <int GROUPS> __device__ __forceinline__ void copies_wait() {
     simt::copies_wait(GROUPS);
 }
 
-// Kernels of a stream do not overlap here.
-__device__ __forceinline__ void dependents_launch() {}
+__device__ __forceinline__ void dependents_launch() {
+    simt::dependents_launch();
+}
 
-__device__ __forceinline__ void dependency_wait() {}
+__device__ __forceinline__ void dependency_wait() {
+    simt::dependency_wait();
+}
 
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
     simt::block_meet(id, threads, false, "barrier_sync");
@@ -252,12 +255,33 @@ template <int left> __device__ __forceinline__ void wgmma_wait() {
         for (const simt::wgmma_started &w : groups.front()) simt::wgmma_perform(w);
 }
 
-template <int N> __device__ __forceinline__ void wgmma_settle(float (&)[N]) {}
+template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
+    (void)d;
+}
 
-template <int N>
-__device__ __forceinline__ void wgmma(float (&d)[N], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+__device__ __forceinline__ void wgmma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                       uint64_t b, int add) {
-    simt::wgmma_start(d, 2 * N, {a0, a1, a2, a3}, b, add);
+    simt::wgmma_start(d, 8, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 16, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 32, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 64, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 128, {a0, a1, a2, a3}, b, add);
 }
 
 template <int registers> __device__ __forceinline__ void registers_give_up() {}

@@ -1,0 +1,540 @@
+// The emulator itself: what its instructions compute, that its streams run late, and that it names what is
+// wrong with a kernel instead of hanging.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+#include <cmocka.h>
+}
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <vector>
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "tests/simt/control.h"
+
+template <typename T> struct device_array {
+    T *data = nullptr;
+    size_t n;
+    explicit device_array(size_t count) : n(count) {
+        assert_int_equal(cudaMalloc(&data, n * sizeof(T)), cudaSuccess);
+    }
+    explicit device_array(const std::vector<T> &v) : device_array(v.size()) {
+        assert_int_equal(cudaMemcpy(data, v.data(), n * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+    }
+    device_array(const device_array &) = delete;
+    device_array &operator=(const device_array &) = delete;
+    ~device_array() { cudaFree(data); }
+    std::vector<T> read() const {
+        std::vector<T> v(n);
+        assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+        assert_int_equal(cudaMemcpy(v.data(), data, n * sizeof(T), cudaMemcpyDeviceToHost), cudaSuccess);
+        return v;
+    }
+};
+
+template <typename... P, typename... A>
+static cudaError_t launch(void (*kernel)(P...), int grid, int threads, size_t shared, A... args) {
+    return cuda_launch(kernel, dim3((unsigned)grid), threads, shared, nullptr, false, args...);
+}
+
+// Warps.
+
+enum { WARP_RESULTS = 11 };
+
+static __global__ void warp_kernel(int *out) {
+    const int lane = (int)threadIdx.x;
+    out += lane * WARP_RESULTS;
+    out[0] = __shfl_sync(~0u, lane * 10, lane / 2);
+    out[1] = __shfl_xor_sync(~0u, lane, 5);
+    out[2] = __shfl_up_sync(~0u, lane, 3);
+    out[3] = __shfl_down_sync(~0u, lane, 3, 8);
+    out[4] = (int)__ballot_sync(~0u, lane % 3 == 0);
+    out[5] = __any_sync(~0u, lane == 31) + 2 * __any_sync(~0u, 0);
+    out[6] = __all_sync(~0u, lane < 32) + 2 * __all_sync(~0u, lane < 31);
+    out[7] = __reduce_add_sync(~0u, lane);
+    out[8] = __reduce_max_sync(~0u, lane ^ 9) - __reduce_min_sync(~0u, lane - 4);
+    out[9] = (int)__shfl_sync(~0u, (double)lane, 7);
+    out[10] = (int)(__shfl_xor_sync(~0u, (uint64_t)lane << 40, 1) >> 40);
+}
+
+static void test_warp_functions(void **) {
+    device_array<int> out(32 * WARP_RESULTS);
+    assert_int_equal(launch(warp_kernel, 1, 32, 0, out.data), cudaSuccess);
+    const std::vector<int> v = out.read();
+    for (int lane = 0; lane < 32; lane++) {
+        const int *at = &v[(size_t)lane * WARP_RESULTS];
+        assert_int_equal(at[0], lane / 2 * 10);
+        assert_int_equal(at[1], lane ^ 5);
+        assert_int_equal(at[2], lane < 3 ? lane : lane - 3);
+        assert_int_equal(at[3], lane % 8 < 5 ? lane + 3 : lane);
+        assert_int_equal(at[4], 0x49249249);
+        assert_int_equal(at[5], 1);
+        assert_int_equal(at[6], 1);
+        assert_int_equal(at[7], 496);
+        assert_int_equal(at[8], 31 + 4);
+        assert_int_equal(at[9], 7);
+        assert_int_equal(at[10], lane ^ 1);
+    }
+}
+
+static __global__ void mma_kernel(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *d) {
+    const int g = (int)threadIdx.x / 4, t = (int)threadIdx.x % 4;
+    float sums[4] = {1, 1, 1, 1};
+    auto pair = [](const __nv_bfloat16 *at) { return *(const uint32_t *)at; };
+    const __nv_bfloat16 *top = a + g * 16 + 2 * t, *bottom = top + 8 * 16, *column = b + g * 16 + 2 * t;
+    mma(sums, pair(top), pair(bottom), pair(top + 8), pair(bottom + 8), pair(column), pair(column + 8));
+    for (int i = 0; i < 4; i++) d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
+}
+
+static void test_mma(void **) {
+    std::vector<__nv_bfloat16> a(16 * 16), b(8 * 16); // b: columns
+    for (int i = 0; i < 16 * 16; i++) a[(size_t)i] = (float)(i * 7 % 13 - 6);
+    for (int i = 0; i < 8 * 16; i++) b[(size_t)i] = (float)(i * 5 % 11 - 5) * 0.25f;
+    device_array<__nv_bfloat16> on_a(a), on_b(b);
+    device_array<float> d(16 * 8);
+    assert_int_equal(launch(mma_kernel, 1, 32, 0, on_a.data, on_b.data, d.data), cudaSuccess);
+    const std::vector<float> v = d.read();
+    for (size_t row = 0; row < 16; row++)
+        for (size_t column = 0; column < 8; column++) {
+            float sum = 1;
+            for (size_t k = 0; k < 16; k++) sum += (float)a[row * 16 + k] * (float)b[column * 16 + k];
+            assert_true(v[row * 8 + column] == sum);
+        }
+}
+
+static __global__ void matrices_kernel(uint32_t *out) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const int lane = (int)threadIdx.x;
+    for (int i = 0; i < 8; i++)
+        ((uint16_t *)smem)[lane * 8 + i] = (uint16_t)(lane * 8 + i); // matrix, row, column
+    __syncwarp();
+    const uint4 v = load_matrix4(shared_address(smem) + (uint32_t)lane * 16);
+    const uint4 w = load_matrix4_transposed(shared_address(smem) + (uint32_t)lane * 16);
+    *(uint4 *)(out + lane * 8) = v;
+    *(uint4 *)(out + lane * 8 + 4) = w;
+}
+
+static void test_load_matrix(void **) {
+    device_array<uint32_t> out(32 * 8);
+    assert_int_equal(launch(matrices_kernel, 1, 32, 1024, out.data), cudaSuccess);
+    const std::vector<uint32_t> v = out.read();
+    for (uint32_t lane = 0; lane < 32; lane++)
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t g = lane / 4, t = lane % 4, at = i * 64 + g * 8 + 2 * t,
+                           across = i * 64 + 2 * t * 8 + g;
+            assert_int_equal(v[lane * 8 + i], at | (at + 1) << 16);
+            assert_int_equal(v[lane * 8 + 4 + i], across | (across + 8) << 16);
+        }
+}
+
+static void test_bits_and_numbers(void **) {
+    assert_int_equal(__byte_perm(0x33221100, 0x77665544, 0x7250), 0x77225500);
+    assert_int_equal(__byte_perm(0x00008000, 0, 0x9998), 0xffffff00);
+    assert_int_equal(__ffs(8), 4);
+    assert_int_equal(__clz(1), 31);
+    assert_int_equal(__float2bfloat16_rn(1.00390625f).bits, 0x3f80); // a tie, to even
+    assert_int_equal(__float2bfloat16_rn(1.01171875f).bits, 0x3f82);
+    assert_int_equal(__float2half_rn(65519.0f).bits, 0x7bff);
+    assert_true(__half22float2(__floats2half2_rn(0.5f, -2.0f)).y == -2.0f);
+    unsigned counter = 2;
+    assert_int_equal(atomicInc(&counter, 2), 2);
+    assert_int_equal(atomicInc(&counter, 2), 0);
+    assert_int_equal(atomicMax(&counter, 7u), 1);
+    assert_int_equal(atomicCAS(&counter, 7u, 9u), 7);
+    assert_int_equal(counter, 9);
+}
+
+// Blocks.
+
+static __global__ void block_kernel(int *out) {
+    __shared__ int turned[80];
+    const int i = (int)threadIdx.x, n = (int)blockDim.x;
+    turned[n - 1 - i] = i;
+    const int odd = __syncthreads_count(i % 2);
+    out[blockIdx.x * blockDim.x + threadIdx.x] = turned[i] * 1000 + odd;
+    if (i % 2) return;
+    __syncthreads(); // those that have returned are not waited for
+    if (i == 0) out[blockIdx.x * blockDim.x] += 500;
+}
+
+static void test_block_with_a_partial_warp(void **) {
+    device_array<int> out(3 * 80);
+    assert_int_equal(launch(block_kernel, 3, 80, 0, out.data), cudaSuccess);
+    const std::vector<int> v = out.read();
+    for (size_t i = 0; i < v.size(); i++)
+        assert_int_equal(v[i], (int)(79 - i % 80) * 1000 + 40 + (i % 80 == 0 ? 500 : 0));
+}
+
+// 8 stages of 512 bytes through a ring of two; a producer warp and 32 consumers. forget: the wait for data.
+static __global__ void ring_kernel(const uint8_t *from, uint32_t *out, bool forget) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const uint32_t full = shared_address(smem), empty = full + 16, ring = full + 128;
+    if (threadIdx.x == 32)
+        for (uint32_t s = 0; s < 2; s++) barrier_init(full + s * 8, 1), barrier_init(empty + s * 8, 32);
+    __syncthreads();
+    if (threadIdx.x > 32) return;
+    for (uint32_t n = 0; n < 8; n++) {
+        const uint32_t s = n % 2, parity = n / 2 % 2;
+        if (threadIdx.x == 32) {
+            if (n >= 2) barrier_wait(empty + s * 8, parity ^ 1);
+            barrier_expect(full + s * 8, 512);
+            copy_weights(ring + s * 512, from + n * 512, 512, full + s * 8);
+        } else {
+            if (!forget || n < 7) barrier_wait(full + s * 8, parity);
+            out[n * 32 + threadIdx.x] = load_shared4(ring + s * 512 + threadIdx.x * 16).x;
+            if (n < 6) barrier_arrive_after(empty + s * 8, 0);
+        }
+    }
+    if (threadIdx.x == 32) barrier_wait(full + 8, 1); // the last copy has landed
+}
+
+static bool ring_is_right(bool forget) {
+    std::vector<uint8_t> bytes(8 * 512);
+    for (size_t i = 0; i < bytes.size(); i++) bytes[i] = (uint8_t)(i / 16);
+    device_array<uint8_t> from(bytes);
+    device_array<uint32_t> out(8 * 32);
+    bool right = true;
+    for (int i = 0; i < 20; i++) {
+        assert_int_equal(launch(ring_kernel, 1, 64, 128 + 1024, from.data, out.data, forget), cudaSuccess);
+        const std::vector<uint32_t> v = out.read();
+        for (size_t k = 0; k < v.size(); k++) right = right && v[k] == k % 256 * 0x01010101u;
+    }
+    return right;
+}
+
+static void test_ring_of_bulk_copies(void **) {
+    assert_true(ring_is_right(false));
+    assert_false(ring_is_right(true));
+}
+
+// Two groups of copies by each thread; `left` of them may be missing when it reads.
+template <int LEFT> static __global__ void groups_kernel(const uint4 *from, uint32_t *out) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const uint32_t at = shared_address(smem) + threadIdx.x * 32;
+    copy_activations(at, from + threadIdx.x, true);
+    copies_commit();
+    copy_activations(at + 16, from + threadIdx.x, threadIdx.x % 2);
+    copies_commit();
+    copies_wait<LEFT>();
+    out[threadIdx.x * 2] = load_shared4(at).w;
+    out[threadIdx.x * 2 + 1] = load_shared4(at + 16).w;
+}
+
+static void count_right(const std::vector<uint32_t> &v, int *first, int *second) {
+    for (uint32_t i = 0; i < 32; i++)
+        *first += v[i * 2] == i * 4 + 3, *second += v[i * 2 + 1] == (i % 2 ? i * 4 + 3 : 0);
+}
+
+static void test_groups_of_copies(void **) {
+    std::vector<uint4> words(32);
+    for (uint32_t i = 0; i < 32; i++) words[i] = make_uint4(i * 4, i * 4 + 1, i * 4 + 2, i * 4 + 3);
+    device_array<uint4> from(words);
+    device_array<uint32_t> out(64);
+    int first = 0, second = 0;
+    assert_int_equal(launch(groups_kernel<0>, 1, 32, 1024, from.data, out.data), cudaSuccess);
+    count_right(out.read(), &first, &second);
+    assert_int_equal(first, 32);
+    assert_int_equal(second, 32);
+    first = second = 0;
+    assert_int_equal(launch(groups_kernel<1>, 1, 32, 1024, from.data, out.data), cudaSuccess);
+    count_right(out.read(), &first, &second);
+    assert_int_equal(first, 32);
+    assert_in_range(second, 1, 31); // some are late, as nobody waited for them
+}
+
+// Streams.
+
+static __global__ void add_kernel(int *p, int v) {
+    *p = *p * 2 + v;
+}
+
+static void test_streams_run_late(void **) {
+    int *pinned, *number;
+    cudaStream_t one, two;
+    cudaEvent_t ready;
+    assert_int_equal(cudaMallocHost(&pinned, sizeof *pinned), cudaSuccess);
+    assert_int_equal(cudaMalloc(&number, sizeof *number), cudaSuccess);
+    assert_int_equal(cudaStreamCreateWithFlags(&one, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaStreamCreateWithFlags(&two, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaEventCreate(&ready), cudaSuccess);
+    *pinned = 0;
+    assert_int_equal(cudaMemsetAsync(number, 0, sizeof *number, one), cudaSuccess);
+    assert_int_equal(cuda_launch(add_kernel, dim3(1), 1, 0, one, false, number, 3), cudaSuccess);
+    assert_int_equal(cudaEventRecord(ready, one), cudaSuccess);
+    assert_int_equal(cudaStreamWaitEvent(two, ready), cudaSuccess);
+    assert_int_equal(cudaMemcpyAsync(pinned, number, sizeof *number, cudaMemcpyDeviceToHost, two),
+                     cudaSuccess);
+    assert_int_equal(*pinned, 0);
+    assert_int_equal(cudaEventQuery(ready), cudaErrorNotReady);
+    assert_int_equal(cudaStreamSynchronize(two), cudaSuccess);
+    assert_int_equal(*pinned, 3);
+    assert_int_equal(cudaEventQuery(ready), cudaSuccess);
+    assert_int_equal(cudaStreamQuery(one), cudaSuccess);
+    cudaEventDestroy(ready);
+    cudaStreamDestroy(one);
+    cudaStreamDestroy(two);
+    cudaFree(number);
+    cudaFreeHost(pinned);
+}
+
+// One of a row of kernels that overlap: adds `step` to what the one before has left of every number, in
+// another block. What it keeps in static shared memory before it waits has to be there afterwards.
+static __global__ void chain_kernel(const int *from, int *to, int step, bool wait) {
+    __shared__ int kept[32];
+    dependents_launch();
+    kept[threadIdx.x] = step;
+    if (wait) dependency_wait();
+    __syncthreads();
+    const unsigned n = gridDim.x * 32, i = blockIdx.x * 32 + threadIdx.x;
+    to[i] = from[(i + 32) % n] + kept[31 - threadIdx.x];
+}
+
+static bool chain_is_right(int n_blocks, bool wait) {
+    std::vector<int> zeros((size_t)n_blocks * 32, 0);
+    device_array<int> a(zeros), b(zeros);
+    for (int i = 1; i <= 10; i++)
+        assert_int_equal(cuda_launch(chain_kernel, dim3((unsigned)n_blocks), 32, 0, nullptr, true,
+                                     i % 2 ? a.data : b.data, i % 2 ? b.data : a.data, i, wait),
+                         cudaSuccess);
+    bool right = true;
+    for (int v : a.read()) right = right && v == 55;
+    return right;
+}
+
+static void test_overlapped_launches(void **) {
+    for (int n_blocks : {1, 2, 5}) {
+        assert_true(chain_is_right(n_blocks, true));
+        assert_false(chain_is_right(n_blocks, false));
+    }
+}
+
+static void test_pageable_memory_is_staged(void **) {
+    device_array<int> number(1);
+    cudaStream_t stream;
+    assert_int_equal(cudaStreamCreate(&stream), cudaSuccess);
+    int source = 7, target = 0;
+    assert_int_equal(cudaMemcpyAsync(number.data, &source, sizeof source, cudaMemcpyHostToDevice, stream),
+                     cudaSuccess);
+    source = 8;
+    assert_int_equal(cudaMemcpyAsync(&target, number.data, sizeof target, cudaMemcpyDeviceToHost, stream),
+                     cudaSuccess);
+    assert_int_equal(target, 7);
+    // The default stream waits for the blocking ones.
+    assert_int_equal(cuda_launch(add_kernel, dim3(1), 1, 0, stream, false, number.data, 1), cudaSuccess);
+    assert_int_equal(cudaMemcpy(&target, number.data, sizeof target, cudaMemcpyDeviceToHost), cudaSuccess);
+    assert_int_equal(target, 15);
+    cudaStreamDestroy(stream);
+}
+
+static void test_graphs(void **) {
+    device_array<int> number(std::vector<int>{1});
+    void *more;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    assert_int_equal(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    assert_int_equal(cuda_launch(add_kernel, dim3(1), 1, 0, stream, false, number.data, 1), cudaSuccess);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    assert_int_equal(cudaGraphInstantiate(&exec, graph), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    assert_int_equal(number.read()[0], 1); // recorded, not run
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(number.read()[0], 7);
+    assert_int_equal(cudaGraphExecDestroy(exec), cudaSuccess);
+
+    // What waits spoils a capture.
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+    assert_int_equal(cudaMalloc(&more, 16), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaGetLastError(), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);
+    assert_null(graph);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);
+    cudaStreamDestroy(stream);
+}
+
+static void test_refusals(void **) {
+    device_array<int> number(1);
+    void *p;
+    size_t free, total;
+    int host;
+    assert_int_equal(launch(add_kernel, 1, 1025, 0, number.data, 0), cudaErrorInvalidConfiguration);
+    assert_int_equal(launch(add_kernel, 0, 1, 0, number.data, 0), cudaErrorInvalidConfiguration);
+    assert_int_equal(launch(add_kernel, 1, 1, 48 * 1024 + 1, number.data, 0), cudaErrorInvalidValue);
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    assert_int_equal(cudaFuncSetAttribute(add_kernel, limit, 227 * 1024 + 1), cudaErrorInvalidValue);
+    assert_int_equal(cudaFuncSetAttribute(add_kernel, limit, 227 * 1024), cudaSuccess);
+    assert_int_equal(launch(add_kernel, 1, 1, 227 * 1024, number.data, 0), cudaSuccess);
+    assert_int_equal(cudaMemcpy(&host, number.data, 8, cudaMemcpyDeviceToHost), cudaErrorInvalidValue);
+    assert_int_equal(cudaMemcpy(&host, number.data, 4, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+    assert_int_equal(cudaMemGetInfo(&free, &total), cudaSuccess);
+    assert_int_equal(cudaMalloc(&p, free + 1), cudaErrorMemoryAllocation);
+    assert_null(p);
+
+    const size_t before = simt_allocated();
+    simt_fail_allocation(2);
+    device_array<int> first(5);
+    assert_int_equal(simt_allocated(), before + 20);
+    assert_int_equal(cudaMalloc(&p, 4), cudaErrorMemoryAllocation);
+    device_array<int> third(1);
+    simt_fail_launch(1);
+    assert_int_equal(launch(add_kernel, 1, 1, 0, number.data, 0), cudaErrorLaunchOutOfResources);
+    assert_int_equal(launch(add_kernel, 1, 1, 0, number.data, 0), cudaSuccess);
+    cudaGetLastError();
+}
+
+static void test_cublas(void **) {
+    const size_t m = 3, n = 2, k = 4;
+    std::vector<__nv_bfloat16> a(m * k), b(n * k); // both with k contiguous
+    for (size_t i = 0; i < a.size(); i++) a[i] = (float)i - 5;
+    for (size_t i = 0; i < b.size(); i++) b[i] = (float)i * 0.5f;
+    device_array<__nv_bfloat16> on_a(a), on_b(b);
+    device_array<float> c(std::vector<float>(m * n, 1));
+    const float alpha = 2, beta = 3;
+    cublasHandle_t handle;
+    assert_int_equal(cublasCreate(&handle), CUBLAS_STATUS_SUCCESS);
+    auto gemm = [&](cublasOperation_t ta, int lda) {
+        return cublasGemmEx(handle, ta, CUBLAS_OP_N, (int)m, (int)n, (int)k, &alpha, on_a.data, CUDA_R_16BF,
+                            lda, on_b.data, CUDA_R_16BF, (int)k, &beta, c.data, CUDA_R_32F, (int)m,
+                            CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    };
+    assert_int_equal(gemm(CUBLAS_OP_T, (int)k), CUBLAS_STATUS_SUCCESS);
+    assert_int_equal(gemm(CUBLAS_OP_T, (int)k - 1), CUBLAS_STATUS_INVALID_VALUE);
+    const std::vector<float> v = c.read();
+    for (size_t row = 0; row < m; row++)
+        for (size_t column = 0; column < n; column++) {
+            float sum = 0;
+            for (size_t i = 0; i < k; i++) sum += (float)a[row * k + i] * (float)b[column * k + i];
+            assert_true(v[column * m + row] == 2 * sum + 3);
+        }
+    cublasDestroy(handle);
+}
+
+// What ends a program. Each runs in a child.
+
+static __global__ void diverging_kernel() {
+    if (threadIdx.x < 7)
+        __shfl_sync(~0u, 1, 0);
+    else
+        __syncwarp();
+}
+
+static __global__ void missing_lane_kernel() {
+    if (threadIdx.x == 3) return;
+    __syncwarp();
+}
+
+static __global__ void missing_warp_kernel() {
+    if (threadIdx.x < 64) barrier_sync(1, 96);
+}
+
+__global__ void missing_copy_kernel() {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const uint32_t at = shared_address(smem);
+    barrier_init(at, 1);
+    barrier_expect(at, 16);
+    barrier_wait(at, 0);
+}
+
+static __global__ void outside_kernel(uint32_t at) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    load_shared(shared_address(smem) + at);
+}
+
+static __global__ void overflow_kernel() {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    smem[64] = 0;
+}
+
+static __global__ void misaligned_kernel(const uint8_t *from) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    copy_activations(shared_address(smem), from + 8, true);
+}
+
+static __global__ void store_kernel(uint8_t *p) {
+    *p = 0;
+}
+
+static void run_store(size_t size, size_t at) {
+    uint8_t *p;
+    cudaMalloc(&p, size);
+    launch(store_kernel, 1, 1, 0, p + at);
+    cudaFree(p);
+}
+
+static const struct {
+    const char *message;
+    void (*run)();
+} deaths[] = {
+    {"the warp diverges: this lane is at", [] { launch(diverging_kernel, 1, 32, 0); }},
+    {"deadlock: 31 threads wait", [] { launch(missing_lane_kernel, 1, 32, 0); }},
+    {"barrier 1: 64 of 96 threads have come", [] { launch(missing_warp_kernel, 1, 96, 0); }},
+    {"waits for parity 0 of the mbarrier at 0", [] { launch(missing_copy_kernel, 1, 1, 64); }},
+    {"in missing_copy_kernel(), block (0, 0, 0)", [] { launch(missing_copy_kernel, 1, 1, 64); }},
+    {"shared memory at 0x40: 4 bytes there are outside", [] { launch(outside_kernel, 1, 1, 64, 64u); }},
+    {"shared memory at 0x2: not aligned to 4", [] { launch(outside_kernel, 1, 1, 64, 2u); }},
+    {"byte 64 of shared memory was written, of 64", [] { launch(overflow_kernel, 1, 1, 64); }},
+    {"not aligned to 16",
+     [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
+    {"an allocation of 100 bytes", [] { run_store(100, 110); }},
+    {"4096 bytes behind the start of an allocation of 4096", [] { run_store(4096, 4096); }},
+};
+
+static void test_deaths(void **) {
+    for (const auto &death : deaths) {
+        int ends[2];
+        assert_int_equal(pipe(ends), 0);
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            dup2(ends[1], STDERR_FILENO);
+            death.run();
+            cudaDeviceSynchronize();
+            _exit(0);
+        }
+        close(ends[1]);
+        char text[4096];
+        size_t n = 0;
+        for (ssize_t got; n < sizeof text - 1 && (got = read(ends[0], text + n, sizeof text - 1 - n)) > 0;)
+            n += (size_t)got;
+        text[n] = 0;
+        close(ends[0]);
+        int status;
+        waitpid(child, &status, 0);
+        if (!WIFSIGNALED(status) || !strstr(text, death.message))
+            print_message("expected \"%s\" in:\n%s", death.message, text);
+        assert_true(WIFSIGNALED(status) && strstr(text, death.message));
+    }
+}
+
+int main() {
+    const CMUnitTest tests[] = {
+        cmocka_unit_test(test_warp_functions),
+        cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_load_matrix),
+        cmocka_unit_test(test_bits_and_numbers),
+        cmocka_unit_test(test_block_with_a_partial_warp),
+        cmocka_unit_test(test_ring_of_bulk_copies),
+        cmocka_unit_test(test_groups_of_copies),
+        cmocka_unit_test(test_streams_run_late),
+        cmocka_unit_test(test_overlapped_launches),
+        cmocka_unit_test(test_pageable_memory_is_staged),
+        cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_cublas),
+        cmocka_unit_test(test_deaths),
+    };
+    return cmocka_run_group_tests_name("simt", tests, nullptr, nullptr);
+}
