@@ -377,7 +377,7 @@ void park_block() {
     if ((int)parked.size() >= n_sms)
         stop("more blocks than the %d SMs wait for each other: some may never start", n_sms);
     swap_out_shared(true);
-    parked.emplace_back(new machine);
+    parked.emplace_back(new machine()); // zeros
     std::swap(*parked.back(), *m);
     begin(*parked.back()->what);
 }
