@@ -84,6 +84,7 @@ static int open_workspace(lut_device *device, flute_error *err) {
     const size_t size = FLAGS_BYTES + partials_bytes(device) + ARRANGED_BYTES;
     cudaError_t code = cudaMalloc(&device->workspace, size);
     if (code == cudaSuccess) code = cudaMemset(device->workspace, 0, FLAGS_BYTES);
+    if (code == cudaSuccess) code = cudaDeviceSynchronize(); // before any stream of the caller's
     return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "workspace of the LUT-GEMM");
 }
 
@@ -239,7 +240,9 @@ static void plan_tile(const lut_device *device, const weight *w, lut_params *p) 
 }
 
 // Tiles: whole ones in waves, one for each SM at a time; what is left, up to twice as many, by stages of K in
-// equal parts. A block has at least 256 columns of a tile, or it would not be worth its start.
+// equal parts. Where tiles are few and all but a tenth of the SMs can share them out without a block in two
+// tiles, that is cheaper than the last SMs are worth. A block has at least 256 columns of a tile, or it would
+// not be worth its start.
 static int plan_wide(const lut_device *device, const weight *w, int tile_tokens, lut_params *p) {
     const wide_stage stage = wide_stage_of(weight_type_bits(w->type), w->group_size, tile_tokens);
     const int blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
@@ -248,6 +251,8 @@ static int plan_wide(const lut_device *device, const weight *w, int tile_tokens,
     const int64_t tiles = (int64_t)p->token_tiles * ((p->n_panels + WIDE_PANELS - 1) / WIDE_PANELS);
     int64_t n_ctas = device->n_sms;
     if (tiles < n_ctas) {
+        const int64_t even = n_ctas / tiles * tiles;
+        if (even * 10 >= n_ctas * 9) n_ctas = even;
         const int64_t worth = tiles * p->tile_stages * stage.blocks / 2;
         if (n_ctas > worth) n_ctas = worth > 0 ? worth : 1;
     }

@@ -7,17 +7,18 @@
 // of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add
 // up their sums.
 //
-// The stream. A seventeenth warp fills a ring. A stage is 128 columns (256 for few tokens): codes and scales
-// of 16 panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in
-// shared memory. The first weights are under way before the kernels ahead have finished.
+// The stream. Two more warps fill a ring. A stage is 128 columns (256 for few tokens): codes and scales of 16
+// panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in shared
+// memory. The first weights are under way before the kernels ahead have finished.
 //
 // Sums. Up to 64 tokens a group's fp32 sums are multiplied by its scale, as in the other kernels, and results
 // are exact to fp32. Beyond, 64 more registers a thread are not to be had: table value × scale is rounded to
 // bf16 once, as a dense bf16 model's weights are.
 //
 // A tile shared by several blocks. Whoever goes on to another tile leaves all its sums in global memory; the
-// others divide the tokens among themselves, leave what is not theirs, wait for each other and add the parts
-// up in the order of the blocks. Nobody waits before its last tile, and all blocks of a grid are resident.
+// others divide the tokens among themselves, leave what is not theirs, wait for each other and add to their
+// own sums those of the others, in the order of the blocks. Nobody waits before its last tile, and all blocks
+// of a grid are resident.
 //
 // Roofline on an H200, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
 //
@@ -31,7 +32,8 @@
 // the tensor cores beyond. Codes at 2 and 3 bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and
 // codes
 // 16. A taller tile would leave no registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and
-// asks L2 for half as many bytes again (36 a clock instead of 24).
+// asks L2 for half as many bytes again (36 a clock instead of 24). Instructions: 28 for a step of k = 16 and
+// a warp at 128 tokens, 112 of the 256 issue slots of its quarter of the SM.
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
 #define FLUTE_CUDA_LUT_WIDE_CUH
 
@@ -98,6 +100,7 @@ template <typename F> __device__ __forceinline__ void wide_fill(const lut_params
 }
 
 // A warp copies codes and scales, a lane a panel: a single thread would issue the copies one after the other.
+// Where other tiles need the same weights they stay in L2.
 template <int BITS, int GROUP, int TOKENS>
 __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32_t ring, uint32_t full,
                                                      uint32_t empty) {
@@ -105,22 +108,29 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
     using layout = typename shape::layout;
     const int lane = threadIdx.x % WARP;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
+    auto copy = [&](uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) {
+        if (p.token_tiles > 1)
+            copy_shared_by_many(to, from, bytes, barrier);
+        else
+            copy_weights(to, from, bytes, barrier);
+    };
     wide_fill(p, empty, [&](const wide_segment &s, int slot) {
         const int first = s.tile / p.token_tiles * WIDE_PANELS,
                   panels = min((int)WIDE_PANELS, p.n_panels - first);
         const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
                                                 : layout::block_bytes + 32;
         const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
-        if (lane == 0) barrier_expect(full + slot * 8, panels * bytes);
+        const uint32_t barrier = full + slot * 8;
+        if (lane == 0) barrier_expect(barrier, panels * bytes);
         __syncwarp();
         if (lane >= panels) return;
         const uint8_t *from = p.weights + (first + lane) * panel_bytes;
         if (shape::units > 0) {
-            copy_weights(to, from + (size_t)s.first * shape::units * layout::bytes, bytes, full + slot * 8);
+            copy(to, from + (size_t)s.first * shape::units * layout::bytes, bytes, barrier);
         } else {
             from += (size_t)(s.first / 2) * layout::bytes;
-            copy_weights(to, from + s.first % 2 * layout::block_bytes, layout::block_bytes, full + slot * 8);
-            copy_weights(to + layout::block_bytes, from + layout::scales_at, 32, full + slot * 8);
+            copy(to, from + s.first % 2 * layout::block_bytes, layout::block_bytes, barrier);
+            copy(to + layout::block_bytes, from + layout::scales_at, 32, barrier);
         }
     });
 }
