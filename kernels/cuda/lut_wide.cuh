@@ -187,19 +187,15 @@ __device__ __forceinline__ void wide_decode(const wide_lane &l, const block_code
     }
 }
 
-// Two steps of k = 16: one run of 32 columns.
-template <int N>
-__device__ __forceinline__ void wide_run(float (&d)[N], const uint32_t (&a)[8], uint64_t b, int add) {
-    wgmma_fence();
-    wgmma(d, a[0], a[1], a[2], a[3], b, add);
-    wgmma(d, a[4], a[5], a[6], a[7], b + (32 >> 4), 1);
-    wgmma_commit();
+// The operand `bytes` further: an addition to the low word, which the address never leaves.
+__device__ __forceinline__ uint64_t wide_advance(uint64_t b, uint32_t bytes) {
+    return b >> 32 << 32 | ((uint32_t)b + (bytes >> 4));
 }
 
-// Where in the activations of a block a run starts, in units of a descriptor: 64 bytes further, or the next
+// Where step `step` of the eight of a block starts in its activations: 32 bytes further, or in the next
 // image.
-template <int TOKENS> __device__ __forceinline__ uint32_t wide_run_at(int run) {
-    return (run / 2 * TOKENS * 128 + run % 2 * 64) >> 4;
+template <int TOKENS> __device__ __forceinline__ uint32_t wide_step_at(int step) {
+    return step / 4 * TOKENS * 128 + step % 4 * 32;
 }
 
 // sums += one block: the sums of each group of columns in d, then times its scale.
@@ -218,7 +214,11 @@ __device__ __forceinline__ void wide_block_exact(const wide_lane &l, uint32_t co
         for (int i = 0; i < SCALE_RUNS; i++) {
             const int run = s * SCALE_RUNS + i;
             wide_decode<BITS>(l, codes, run, a[i % 2]);
-            wide_run(d, a[i % 2], b + wide_run_at<2 * N>(run), i > 0);
+            const uint32_t(&now)[8] = a[i % 2];
+            wgmma_fence();
+            wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(2 * run)), i > 0);
+            wgmma(d, now[4], now[5], now[6], now[7], wide_advance(b, wide_step_at<2 * N>(2 * run + 1)), 1);
+            wgmma_commit();
             if (i + 1 < SCALE_RUNS) wgmma_wait<1>(); // the other half of a is free
         }
         wgmma_wait<0>();
@@ -271,7 +271,7 @@ __device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t c
         for (int i = 0; i < 4; i++) a[step % 2][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
         const uint32_t(&now)[4] = a[step % 2];
         wgmma_fence();
-        wgmma(d, now[0], now[1], now[2], now[3], b + wide_run_at<2 * N>(run) + step % 2 * (32 >> 4),
+        wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(step)),
               step > 0 ? 1 : add);
         wgmma_commit();
         if (step + 1 < STEPS) wgmma_wait<1>(); // the other half of a is free
@@ -409,7 +409,7 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
             for (int i = 0; i < blocks; i++) {
                 const uint32_t unit_at = panel_at + i / layout::blocks * layout::bytes;
                 const uint32_t codes_at = unit_at + i % layout::blocks * layout::block_bytes;
-                const uint64_t b_at = b + i * (TOKENS * 256 >> 4);
+                const uint64_t b_at = wide_advance(b, i * TOKENS * 256);
                 if (EXACT)
                     wide_block_exact<BITS, GROUP>(l, codes_at, unit_at + SCALES_AT, b_at, d, sums);
                 else
