@@ -106,8 +106,9 @@ struct machine {
 
 // Two, because a block of the kernel behind may have begun. m is the one that runs.
 machine machines[2], *m = machines;
-// Blocks that wait for flags of others of the same kernel; whether one of them has seen what it waits for.
-std::deque<std::unique_ptr<machine>> parked;
+// Blocks that wait for flags of others of the same kernel, and machines for more of them; whether one has
+// seen what it waits for.
+std::deque<std::unique_ptr<machine>> parked, spare;
 bool woken;
 const launch *next_launch; // the kernel behind, if it may overlap the one that runs
 uint64_t random_state, seed = 1;
@@ -377,9 +378,12 @@ void park_block() {
     if ((int)parked.size() >= n_sms)
         stop("more blocks than the %d SMs wait for each other: some may never start", n_sms);
     swap_out_shared(true);
-    parked.emplace_back(new machine()); // zeros
+    if (spare.empty()) spare.emplace_back(new machine()); // zeros
+    parked.push_back(std::move(spare.back()));
+    spare.pop_back();
     std::swap(*parked.back(), *m);
     begin(*parked.back()->what);
+    m->is_early = false;
 }
 
 // Lets each block that was put aside look again.
@@ -388,6 +392,7 @@ void try_parked_blocks() {
         std::unique_ptr<machine> block = std::move(parked.front());
         parked.pop_front();
         std::swap(*block, *m);
+        spare.push_back(std::move(block));
         swap_out_shared(false);
         for (int i = 0; i < m->n_warps; i++) {
             warp &w = m->warps[i];
