@@ -117,7 +117,7 @@ FLUTE_API int64_t flute_chat_tokenize(const flute_model *model, const flute_mess
 // in the middle of a text. FLUTE_ENOMEM says how many tokens would fit.
 typedef struct flute_session_options {
     int context;    // most tokens in the sequence; 0: the model's max_context, at most 4096
-    int batch_rows; // most rows of one forward step during prefill; 0: 128
+    int batch_rows; // most rows of one forward step during prefill; 0: what suits the device
 } flute_session_options;
 
 FLUTE_API int flute_session_create(flute_session **out, flute_model *model,

@@ -23,6 +23,7 @@ typedef struct device_kind {
     const char *name;
     int (*create)(const flute_model_options *options, thread_pool *pool, backend **out, flute_error *err);
     uint64_t (*available_memory)(void); // bytes that a new allocation may take
+    bool own_memory;                    // weights are copied there
 } device_kind;
 
 static int cpu_create(const flute_model_options *options, thread_pool *pool, backend **out,
@@ -44,9 +45,22 @@ static uint64_t cpu_available_memory(void) {
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+#ifdef FLUTE_HAVE_CUDA
+static int cuda_create(const flute_model_options *options, thread_pool *pool, backend **out,
+                       flute_error *err) {
+    if (options->kernels == FLUTE_KERNELS_REF)
+        return fail(err, FLUTE_EUNSUPPORTED,
+                    "the reference kernels run on the CPU: choose the device cpu or auto");
+    return backend_create_cuda(pool, out, err);
+}
+#endif
+
 // Every device of this build, the preferred one first: FLUTE_DEVICE_AUTO takes the first that can be had.
 static const device_kind devices[] = {
-    {FLUTE_DEVICE_CPU, "cpu", cpu_create, cpu_available_memory},
+#ifdef FLUTE_HAVE_CUDA
+    {FLUTE_DEVICE_CUDA, "cuda", cuda_create, cuda_available_memory, true},
+#endif
+    {FLUTE_DEVICE_CPU, "cpu", cpu_create, cpu_available_memory, false},
 };
 enum { N_DEVICES = sizeof devices / sizeof *devices };
 
@@ -97,15 +111,35 @@ static int load_file(flute_model *model, const char *path, const flute_model_opt
     return code;
 }
 
+// Whether the weights fit, before the first of them is copied. Dense f32 becomes half as large there.
+static int check_memory(const flute_model *model, flute_error *err) {
+    const arch *a = &model->file.arch;
+    uint64_t bytes = 0;
+    if (!model->device->own_memory) return FLUTE_OK;
+    for (int i = 0; i < arch_n_tensors(a); i++) {
+        const weight *w = &model->file.tensors[i];
+        if (w->data) bytes += w->type == WEIGHT_F32 ? w->size / 2 : w->size;
+    }
+    const uint64_t available = model_available_memory(model);
+    if (bytes <= available) return FLUTE_OK;
+    return fail(err, FLUTE_ENOMEM,
+                "%s: the weights need %.1f GiB, but %.1f GiB of the GPU's memory are free; use fewer bits "
+                "(flute-quantize "
+                "--bits) or --device cpu",
+                model->path, (double)bytes / 0x1p30, (double)available / 0x1p30);
+}
+
 static int place_weights(flute_model *model, flute_error *err) {
     const arch *a = &model->file.arch;
     const int n_tensors = arch_n_tensors(a);
+    int code = check_memory(model, err);
+    if (code) return code;
     model->tensors = calloc((size_t)n_tensors, sizeof *model->tensors);
     if (!model->tensors) return fail_memory(err, (size_t)n_tensors * sizeof *model->tensors, "tensors");
     for (; model->n_tensors < n_tensors; model->n_tensors++) {
         const weight *host = &model->file.tensors[model->n_tensors];
         if (!host->data) continue;
-        int code = model->be->ops->weight_place(model->be, host, &model->tensors[model->n_tensors], err);
+        code = model->be->ops->weight_place(model->be, host, &model->tensors[model->n_tensors], err);
         if (code) return code;
     }
     model->weights.tensors = model->tensors;

@@ -7,7 +7,7 @@
 #include "engine/model.h"
 #include "engine/sampling.h"
 
-enum { DEFAULT_CONTEXT = 4096, CPU_BATCH_ROWS = 128, MAX_BATCH_ROWS = 4096 };
+enum { DEFAULT_CONTEXT = 4096, MAX_BATCH_ROWS = 4096 };
 // Logits that one step of flute_session_score keeps: 128 rows of 32 Ki vocabulary, 32 of 128 Ki.
 enum { SCORE_LOGITS_BYTES = 16 << 20 };
 
@@ -45,7 +45,7 @@ static int check_options(const flute_model *model, flute_session_options *option
                     options->batch_rows, MAX_BATCH_ROWS);
     if (options->context == 0)
         options->context = max_context < DEFAULT_CONTEXT ? max_context : DEFAULT_CONTEXT;
-    if (options->batch_rows == 0) options->batch_rows = CPU_BATCH_ROWS;
+    if (options->batch_rows == 0) options->batch_rows = model->be->ops->batch_rows;
     if (options->batch_rows > options->context) options->batch_rows = options->context;
     return FLUTE_OK;
 }

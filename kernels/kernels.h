@@ -126,6 +126,7 @@ double sample_uniform(uint64_t seed, uint64_t position);
 // What a backend implements. All functions take the backend or a state that it made.
 typedef struct backend_ops {
     const char *name; // "cpu", "ref", "cuda"
+    int batch_rows;   // rows of a forward step that prefill well
 
     void (*free)(backend *be);
     // One line on the device ("AMD EPYC, 2 threads, AVX-512 BF16"); static or owned by the backend.
@@ -179,6 +180,15 @@ int backend_create_ref(thread_pool *pool, backend **out, flute_error *err);
 // The fast CPU backend: bf16 activations and cache, AVX-512 or AVX2 kernels chosen at run time, the portable
 // ones elsewhere. Both borrow the pool.
 int backend_create_cpu(thread_pool *pool, backend **out, flute_error *err);
+
+// An NVIDIA GPU of compute capability 9.0 or later, the current CUDA device; declared where the build has
+// CUDA. The pool's threads copy weights to pinned memory. FLUTE_EDEVICE: no device, or its driver is too old;
+// FLUTE_EUNSUPPORTED: too old a GPU.
+int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err);
+// Bytes that can be allocated on the current device, less what the driver needs to work with.
+uint64_t cuda_available_memory(void);
+// "CUDA 13.0 (driver 13.0), cuBLAS 13.0.2"; out: (size).
+void cuda_library_versions(backend *be, char *out, size_t size);
 
 #ifdef __cplusplus
 }

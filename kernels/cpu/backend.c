@@ -13,6 +13,7 @@
 #endif
 
 #include "engine/base/fail.h"
+#include "kernels/batch.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/layout.h"
 #include "kernels/sample.h"
@@ -206,40 +207,6 @@ static cpu_kv cached_head(const backend_state *state, int layer, int kv_head, in
 
 // Begin and finish.
 
-// Every block that attention of this row will read, unless the row before it has been checked for them.
-static int check_blocks(const kernel_batch *batch, int row, const kv_pool *pool, flute_error *err) {
-    const int32_t sequence = batch->sequences[row], position = batch->positions[row];
-    const int32_t *table = batch->block_tables + (int64_t)sequence * batch->max_blocks;
-    const int last = position / pool->block_tokens;
-    const bool first_row = row == 0 || batch->sequences[row - 1] != sequence;
-    for (int i = first_row ? 0 : last; i <= last; i++)
-        if (table[i] < 0 || table[i] >= pool->n_blocks)
-            return fail(err, FLUTE_ERANGE, "position %d of sequence %d has no block in the KV cache",
-                        i * pool->block_tokens, (int)sequence);
-    return FLUTE_OK;
-}
-
-static int check_batch(const backend_state *state, const kernel_batch *batch, const kv_pool *pool,
-                       flute_error *err) {
-    const kernel_dims *dims = &state->dims;
-    if (batch->n_rows > dims->max_rows || batch->n_logits > dims->max_logits)
-        return fail(err, FLUTE_ERANGE, "%d rows and %d logits in a step planned for %d and %d", batch->n_rows,
-                    batch->n_logits, dims->max_rows, dims->max_logits);
-    for (int row = 0; row < batch->n_rows; row++) {
-        if (batch->ids[row] < 0 || batch->ids[row] >= dims->n_vocab)
-            return fail(err, FLUTE_ERANGE, "token id %d is outside the vocabulary of %d tokens",
-                        (int)batch->ids[row], dims->n_vocab);
-        if (batch->sequences[row] < 0 || batch->sequences[row] >= batch->n_sequences)
-            return fail(err, FLUTE_ERANGE, "row %d names sequence %d of %d", row, (int)batch->sequences[row],
-                        batch->n_sequences);
-        if (batch->positions[row] < 0 || batch->positions[row] / pool->block_tokens >= batch->max_blocks)
-            return fail(err, FLUTE_ECONTEXT, "position %d is outside the %d blocks of its sequence",
-                        (int)batch->positions[row], batch->max_blocks);
-        if (check_blocks(batch, row, pool, err)) return err->code;
-    }
-    return FLUTE_OK;
-}
-
 static int reserve_tables(backend_state *state, size_t n, flute_error *err) {
     if (n <= state->tables_capacity) return FLUTE_OK;
     int32_t *tables = realloc(state->tables, n * sizeof *tables);
@@ -253,7 +220,7 @@ static void cpu_begin(backend_state *state, const kernel_batch *batch, kv_pool *
     const size_t n_rows = (size_t)batch->n_rows, n_logits = (size_t)batch->n_logits;
     const size_t n_table = (size_t)batch->n_sequences * (size_t)batch->max_blocks;
     state->error = (flute_error){0};
-    if (check_batch(state, batch, pool, &state->error)) return;
+    if (kernel_batch_check(batch, &state->dims, pool, &state->error)) return;
     if (reserve_tables(state, n_table, &state->error)) return;
     state->n_rows = batch->n_rows;
     state->n_logits = batch->n_logits;
@@ -632,6 +599,7 @@ static void cpu_free(backend *be) {
 
 static const backend_ops cpu_ops = {
     .name = "cpu",
+    .batch_rows = 128,
     .free = cpu_free,
     .describe = cpu_describe,
     .read_bandwidth = cpu_backend_bandwidth,

@@ -44,6 +44,24 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
     return v;
 }
 
+// The same without a branch; zeros unless `inside`.
+__device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
+    uint4 v;
+    asm volatile("{\n.reg .pred p;\n"
+                 "setp.ne.u32 p, %5, 0;\n"
+                 "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+                 "@p ld.global.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(p), "r"((uint32_t)inside)
+                 : "memory");
+    return v;
+}
+
+// Brings the line of this address to L2; no value is read.
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

@@ -12,6 +12,7 @@
 
 // An SM has 228 KB, of which the system keeps 1 KB for each block: two blocks of lut_gemv, one of the others.
 enum { GEMV_SHARED = 113 * 1024, SM_SHARED = 227 * 1024, SUMS_BYTES = 16 * 1024, MAX_STAGES = 16 };
+enum { FACTORS_BYTES = (GEMV_WARPS + 1) * GEMV_MAX_TOKENS * (int)sizeof(float) };
 
 static const int bits_of[] = {2, 3, 4, 8};
 static const int groups_of[] = {32, 64, 128, 256};
@@ -150,6 +151,15 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
         return fail(err, FLUTE_EINVAL,
                     "lut_gemm: %lld tokens with strides %lld and %lld do not fit the weight",
                     (long long)args->n_tokens, (long long)args->x_stride, (long long)args->y_stride);
+    if ((args->norm.squares || args->next.squares) && args->n_tokens > LUT_NORM_TOKENS)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: a norm with %lld tokens; at most %d",
+                    (long long)args->n_tokens, (int)LUT_NORM_TOKENS);
+    if ((args->norm.squares || args->next.squares) && args->path != LUT_PATH_AUTO &&
+        args->path != LUT_PATH_GEMV)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: only LUT_PATH_GEMV has norms");
+    if (args->next.squares && (args->epilogue != LUT_ADD_F32 || args->next.x_stride < w->n_rows))
+        return fail(err, FLUTE_EINVAL,
+                    "lut_gemm: a norm behind a product that adds nothing, or with no room for its x");
     if (((uintptr_t)w->data | (uintptr_t)args->x) % 16)
         return fail(err, FLUTE_EINVAL, "lut_gemm: weights and activations must be aligned to 16 bytes");
     if (args->path == LUT_PATH_WIDE && !device->has_wide)
@@ -172,14 +182,15 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
     const bool is_float = args->epilogue == LUT_STORE_F32 || args->epilogue == LUT_ADD_F32;
     lut_params p = {};
     p.weights = (const uint8_t *)w->data;
-    p.x = (const uint8_t *)args->x + first * args->x_stride * 2;
-    p.y = (uint8_t *)args->y + first * args->y_stride * (is_float ? 4 : 2);
     p.x_stride = args->x_stride * 2, p.y_stride = args->y_stride;
+    p.x = (const uint8_t *)args->x + first * p.x_stride;
+    p.y = (uint8_t *)args->y + first * args->y_stride * (is_float ? 4 : 2);
     p.n_rows = (int)w->n_rows, p.n_cols = (int)w->n_cols, p.n_tokens = n_tokens;
     p.n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS);
     p.panel_units = (int)(layout_padded_cols(w->n_cols, w->group_size) / layout_unit_cols(w->group_size));
     p.epilogue = args->epilogue, p.overlap = args->overlap;
     p.y_aligned = ((uintptr_t)p.y | (uintptr_t)(p.y_stride * (is_float ? 4 : 2))) % 16 == 0;
+    p.norm = args->norm, p.next = args->next;
     fill_tables(w, &p);
     return p;
 }
@@ -188,20 +199,32 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
 static void divide_shared(lut_params *p, int sums_bytes, int stage_bytes, int ring_alignment, int shared) {
     p->sums_at = TABLE_BYTES;
     p->barriers_at = p->sums_at + sums_bytes;
-    p->ring_at = (int)round_up(p->barriers_at + MAX_STAGES * 16, ring_alignment);
+    p->factors_at = p->barriers_at + MAX_STAGES * 16;
+    p->ring_at = (int)round_up(p->factors_at + FACTORS_BYTES, ring_alignment);
     p->stage_bytes = stage_bytes;
     p->stages = (shared - p->ring_at) / stage_bytes;
     if (p->stages > MAX_STAGES) p->stages = MAX_STAGES;
 }
 
+// Panels of a block where two blocks of threads run on each SM.
+static int gemv_panels(const lut_device *device, int n_panels) {
+    return (n_panels + 2 * device->n_sms - 1) / (2 * device->n_sms);
+}
+
+int lut_gemm_parts(const lut_device *device, const weight *w) {
+    const int n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS),
+              each = gemv_panels(device, n_panels);
+    return (n_panels + each - 1) / each;
+}
+
 // Two blocks of threads on each SM, up to four tokens.
 static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) {
-    const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens), blocks = 2 * device->n_sms;
+    const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
     const int warp_units =
         weight_type_bits(w->type) >= 4 ? (int)gemv_warp<4>::units : (int)gemv_warp<2>::units;
     const int stage_units = GEMV_WARPS * warp_units;
     const int panel_sums = GEMV_WARPS * PANEL_ROWS * tokens * (int)sizeof(float);
-    p->cta_panels = (p->n_panels + blocks - 1) / blocks;
+    p->cta_panels = gemv_panels(device, p->n_panels);
     p->group_panels = p->cta_panels < SUMS_BYTES / panel_sums ? p->cta_panels : SUMS_BYTES / panel_sums;
     divide_shared(p, p->group_panels * panel_sums,
                   stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);

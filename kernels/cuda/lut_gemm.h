@@ -45,6 +45,25 @@ typedef enum lut_path {
     LUT_PATH_WIDE, // where lut_device.has_wide
 } lut_path;
 
+// An RMS norm between two products, without a kernel of its own: the first one adds to the residual stream y,
+// leaves y times the norm's weight as bf16 and, block by block, the sum of the squares of y; the second one
+// multiplies that and, at its end, its sums by 1 / sqrt(mean(y²) + eps). For at most LUT_NORM_TOKENS tokens.
+enum { LUT_NORM_TOKENS = 4, LUT_MAX_PARTS = 512 };
+
+typedef struct lut_norm { // of the second product: x is what the first has left
+    const float *squares; // (LUT_NORM_TOKENS, LUT_MAX_PARTS), the first n_parts of each row; NULL: no norm
+    int n_parts;          // lut_gemm_parts of the first
+    float eps;
+} lut_norm;
+
+typedef struct lut_next { // of the first, whose epilogue is LUT_ADD_F32
+    float *squares;       // NULL: no norm
+    const float *weight;  // (N) f32
+    float offset;         // added to the weight
+    bf16 *x;              // (n_tokens, x_stride) receives y · (offset + weight)
+    int64_t x_stride;
+} lut_next;
+
 typedef struct lut_gemm_args {
     const weight *w;  // quantized; data in device memory, 16-byte aligned, layout_matrix_bytes
     const void *x;    // (n_tokens, w->n_cols) bf16, device memory, 16-byte aligned
@@ -53,6 +72,8 @@ typedef struct lut_gemm_args {
     void *y;          // (n_tokens, N or N / 2), device memory; must not overlap x
     int64_t y_stride; // elements from row to row
     lut_epilogue epilogue;
+    lut_norm norm; // zeroed: none
+    lut_next next;
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
     bool overlap;
@@ -65,6 +86,9 @@ enum { LUT_EXACT_TOKENS = 64 };
 
 // Which path LUT_PATH_AUTO is for this many tokens.
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens);
+
+// How many parts of squares a product of at most LUT_NORM_TOKENS tokens leaves.
+int lut_gemm_parts(const lut_device *device, const weight *w);
 
 // Queues the product on the stream; may be captured into a graph. Two products of one device must not run at
 // the same time, on two streams (see lut_device.workspace). Deterministic: the same call gives the same bits.

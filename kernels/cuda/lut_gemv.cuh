@@ -167,6 +167,33 @@ __device__ __forceinline__ void sums_flush(float (&sums)[N], float *to, bool fir
     }
 }
 
+// The norm of x, whose weight is in x already: 1 / sqrt(mean(x²) + eps) of each token, from the squares that
+// the blocks of the kernel ahead have left. One warp a token.
+template <int TOKENS> __device__ __forceinline__ void gemv_norm_factors(const lut_params &p, float *factors) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (warp >= TOKENS) return;
+    float sum = 0.0f;
+    for (int part = lane; part < p.norm.n_parts; part += WARP)
+        sum += p.norm.squares[warp * LUT_MAX_PARTS + part];
+    sum = warp_sum(sum);
+    if (lane == 0) factors[warp] = rsqrtf(sum / p.n_cols + p.norm.eps);
+}
+
+// The squares of what this block has stored, for the next norm. A thread has had one token only.
+template <int TOKENS>
+__device__ __forceinline__ void gemv_store_squares(const lut_params &p, float squares, float *shared) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int step = 1; step < WARP; step *= 2)
+        if (step < 8 || step >= 8 * TOKENS) squares += __shfl_xor_sync(~0u, squares, step);
+    if (lane % 8 == 0 && lane / 8 < TOKENS) shared[warp * TOKENS + lane / 8] = squares;
+    barrier_sync(1, GEMV_CONSUMERS);
+    if ((int)threadIdx.x >= min((int)TOKENS, p.n_tokens)) return;
+    float sum = 0.0f;
+    for (int i = 0; i < GEMV_WARPS; i++) sum += shared[i * TOKENS + threadIdx.x];
+    p.next.squares[threadIdx.x * LUT_MAX_PARTS + blockIdx.x] = sum;
+}
+
 // The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
 struct gemv_walk {
     int n_panels, group_panels, panel_stages, chunk_stages;
@@ -260,6 +287,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             to[i].load(x_row, p.n_cols, unit_of(stage + i / U, i % U), lane);
     };
     if (PREFETCH) load_chunk(x_next, 0);
+    float *factors = (float *)(smem + p.factors_at); // (TOKENS), and behind them (warp, token)
+    if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
 
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
@@ -269,6 +298,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
     const uint32_t lane_offset = keep_in_register(table_lane_offset<BITS>(lane));
     float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
+    float squares = 0.0f;
     int slot = 0;
     uint32_t parity = 0;
 
@@ -307,9 +337,11 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             }
         }
         barrier_sync(1, GEMV_CONSUMERS);
-        store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels, GEMV_CONSUMERS);
+        squares += store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels, GEMV_CONSUMERS,
+                                        p.norm.squares ? factors : NULL);
         barrier_sync(1, GEMV_CONSUMERS);
     }
+    if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS);
 #endif
 }
 

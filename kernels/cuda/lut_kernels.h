@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "kernels/cuda/lut_gemm.h"
+
 // By value into constant memory.
 struct lut_params {
     const uint8_t *weights;
@@ -31,6 +33,9 @@ struct lut_params {
     int y_aligned; // rows of y can be stored four at a time
     float4 *partials;
     uint32_t *flags;
+    lut_norm norm; // lut_gemv
+    lut_next next;
+    int factors_at;        // in shared memory: room for both
     uint16_t table[2][16]; // bf16; the second for the low plane of INT8
 };
 

@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) lut_tile(const __grid_constan
         }
         if (p.k_slices == 1) continue;
         barrier_sync(1, TILE_CONSUMERS);
-        store_panels<TOKENS>(p, sums_to, p.k_slices, panel0 + first, here, TILE_CONSUMERS);
+        store_panels<TOKENS>(p, sums_to, p.k_slices, panel0 + first, here, TILE_CONSUMERS, NULL);
         barrier_sync(1, TILE_CONSUMERS);
     }
 #endif

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "engine/base/fail.h"
+#include "kernels/batch.h"
 #include "kernels/layout.h"
 #include "kernels/ref/ref.h"
 #include "kernels/sample.h"
@@ -145,32 +146,6 @@ static const int32_t *row_table(const backend_state *state, int row) {
 
 // Begin: copies the batch, and refuses what would lead outside of the tables.
 
-static int check_batch(const backend_state *state, const kernel_batch *batch, const kv_pool *pool,
-                       flute_error *err) {
-    if (batch->n_rows > state->dims.max_rows || batch->n_logits > state->dims.max_logits)
-        return fail(err, FLUTE_ERANGE,
-                    "a batch of %d rows and %d logits, more than the %d and %d planned for", batch->n_rows,
-                    batch->n_logits, state->dims.max_rows, state->dims.max_logits);
-    for (int row = 0; row < batch->n_rows; row++) {
-        if (batch->ids[row] < 0 || batch->ids[row] >= state->dims.n_vocab)
-            return fail(err, FLUTE_ERANGE, "token id %d is outside the vocabulary of %d tokens",
-                        (int)batch->ids[row], state->dims.n_vocab);
-        const int32_t sequence = batch->sequences[row], position = batch->positions[row];
-        if (sequence < 0 || sequence >= batch->n_sequences)
-            return fail(err, FLUTE_ERANGE, "row %d names sequence %d of %d", row, (int)sequence,
-                        batch->n_sequences);
-        if (position < 0 || position / pool->block_tokens >= batch->max_blocks)
-            return fail(err, FLUTE_ECONTEXT, "position %d is outside the %d blocks of its sequence",
-                        (int)position, batch->max_blocks);
-        const int32_t *table = batch->block_tables + (int64_t)sequence * batch->max_blocks;
-        const int32_t block = table[position / pool->block_tokens];
-        if (block < 0 || block >= pool->n_blocks)
-            return fail(err, FLUTE_ERANGE, "position %d of sequence %d has no block in the KV cache",
-                        (int)position, (int)sequence);
-    }
-    return FLUTE_OK;
-}
-
 static int reserve_tables(backend_state *state, size_t n, flute_error *err) {
     if (n <= state->tables_capacity) return FLUTE_OK;
     int32_t *tables = realloc(state->tables, n * sizeof *tables);
@@ -184,7 +159,7 @@ static void ref_begin(backend_state *state, const kernel_batch *batch, kv_pool *
     const size_t n_rows = (size_t)batch->n_rows, n_logits = (size_t)batch->n_logits;
     const size_t n_table = (size_t)batch->n_sequences * (size_t)batch->max_blocks;
     state->error = (flute_error){0};
-    if (check_batch(state, batch, pool, &state->error)) return;
+    if (kernel_batch_check(batch, &state->dims, pool, &state->error)) return;
     if (reserve_tables(state, n_table, &state->error)) return;
     state->n_rows = batch->n_rows;
     state->n_logits = batch->n_logits;
@@ -429,6 +404,7 @@ static void ref_free(backend *be) {
 
 static const backend_ops ref_ops = {
     .name = "ref",
+    .batch_rows = 128,
     .free = ref_free,
     .describe = ref_describe,
     .read_bandwidth = ref_read_bandwidth,

@@ -1,11 +1,11 @@
 // Times the GPU's LUT-GEMM: microseconds and the share of the read bandwidth measured in the same run, next
 // to cuBLAS in bf16, for the shapes of the published models, and the chain of all projections of one token of
-// Llama-3-8B with its true dependencies. Exits with 77 where there is no device.
+// Llama-3-8B with its true dependencies; then the sampler. Exits with 77 where there is no device.
 //
-//     bench_cuda [--tokens M,M...] [--path PATH]... [TYPE...]
+//     bench_cuda [--tokens M,M...] [--path PATH]... [WHAT...]
 //
-// TYPE: cublas lut4 lut3 lut2 int8; default the first four. PATH: auto gemv tile wide, each timed in turn;
-// default auto. From 64 tokens on, TFLOP/s instead of percent.
+// WHAT: cublas lut4 lut3 lut2 sampler int8; default all but the last. PATH: auto gemv tile wide, each timed
+// in turn; default auto. From 64 tokens on, TFLOP/s instead of percent.
 //
 // Method: a CUDA graph of launches that rotate over 400 MB of weights, so that nothing comes from L2; the
 // host holds the stream back until the graph is queued; the median of 15 replays. Overlapped launches, as in
@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "kernels/cuda/lut_gemm.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/layout.h"
 
 enum { GROUP = 128, REPLAYS = 15, WARM_UP = 3, MIN_LAUNCHES = 16 };
@@ -247,10 +248,52 @@ static void bench_cublas(bench *b) {
     }
 }
 
+// The sampler on the vocabulary of Llama 3, with logits that spread like those of a model.
+static void bench_sampler(bench *b) {
+    enum { VOCAB = 128256, CALLS = 20, MAX_ROWS = 32 };
+    static const struct {
+        const char *name;
+        cuda_sample_row row;
+    } kinds[] = {{"greedy", {.top_p = 1}},
+                 {"all tokens", {.temperature = 1, .top_p = 1, .uniform = 0.7}},
+                 {"top-k 40, top-p .95", {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .uniform = 0.7}},
+                 {"top-p .95", {.temperature = 1, .top_p = 0.95f, .uniform = 0.7}}};
+    float *logits = b->y;
+    uint8_t *scratch = b->weights;
+    cuda_sample_row *rows = b->x, host_rows[MAX_ROWS];
+    int32_t *tokens = (int32_t *)(rows + MAX_ROWS);
+    float *host = malloc(VOCAB * sizeof *host);
+    if (!host) exit(1);
+    for (int i = 0; i < VOCAB; i++) {
+        host[i] = -24;
+        for (int k = 0; k < 12; k++) host[i] += 4 * (float)rand() / (float)RAND_MAX; // a deviation of 4
+    }
+    for (int i = 0; i < MAX_ROWS; i++)
+        check(cudaMemcpy(logits + (size_t)i * VOCAB, host, VOCAB * sizeof *host, cudaMemcpyHostToDevice),
+              "copy");
+    free(host);
+    printf("\nsampler, %d tokens%14s%14s%14s\n", VOCAB, "1 row", "8 rows", "32 rows");
+    for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++) {
+        printf("%-22s", kinds[kind].name);
+        for (int i = 0; i < MAX_ROWS; i++) host_rows[i] = kinds[kind].row;
+        check(cudaMemcpy(rows, host_rows, sizeof host_rows, cudaMemcpyHostToDevice), "copy");
+        for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows *= n_rows == 1 ? 8 : 4) {
+            flute_error err;
+            capture_begin(b);
+            for (int i = 0; i < CALLS; i++)
+                check_flute(cuda_sample(logits, VOCAB, VOCAB, n_rows, rows, NULL, scratch, tokens, true,
+                                        b->stream, &err),
+                            &err);
+            printf("%14.2f", capture_time(b) / CALLS);
+        }
+        printf("\n");
+    }
+}
+
 static int usage(const char *what) {
     fprintf(stderr,
             "bench_cuda: %s; say bench_cuda [--tokens M,M...] [--path auto|gemv|tile|wide]... "
-            "[cublas|lut2|lut3|lut4|int8]...\n",
+            "[cublas|lut4|lut3|lut2|sampler|int8]...\n",
             what);
     return 2;
 }
@@ -273,13 +316,14 @@ static bool parse_path(bench *b, const char *name) {
     return false;
 }
 
-static bool is_type(const char *name) {
+static bool is_known(const char *name) {
     const int type = weight_type_parse(name);
-    return strcmp(name, "cublas") == 0 || (type >= 0 && weight_is_quantized((weight_type)type));
+    return strcmp(name, "cublas") == 0 || strcmp(name, "sampler") == 0 ||
+           (type >= 0 && weight_is_quantized((weight_type)type));
 }
 
 int main(int argc, char **argv) {
-    static const char *const default_types[] = {"cublas", "lut4", "lut3", "lut2"};
+    static const char *const default_types[] = {"cublas", "lut4", "lut3", "lut2", "sampler"};
     bench b = {0};
     flute_error err = {0};
     int n_devices = 0, first = 1;
@@ -290,7 +334,7 @@ int main(int argc, char **argv) {
                                                  : true)
             return usage(argv[first]);
     for (int i = first; i < argc; i++)
-        if (!is_type(argv[i])) return usage(argv[i]);
+        if (!is_known(argv[i])) return usage(argv[i]);
     if (!b.paths[LUT_PATH_GEMV] && !b.paths[LUT_PATH_TILE] && !b.paths[LUT_PATH_WIDE])
         b.paths[LUT_PATH_AUTO] = true;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
@@ -321,6 +365,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < n_types; i++)
         if (strcmp(types[i], "cublas") == 0)
             bench_cublas(&b);
+        else if (strcmp(types[i], "sampler") == 0)
+            bench_sampler(&b);
         else
             bench_type(&b, (weight_type)weight_type_parse(types[i]));
     lut_device_close(&b.device);

@@ -10,16 +10,19 @@ extern "C" {
 
 void simt_set_sms(int n_sms);                   // SMs that the device claims; 2 at first
 void simt_set_devices(int n_devices);           // devices that the driver claims; 1 at first
-void simt_set_memory(size_t bytes);             // memory of the device; 8 GiB at first
+void simt_set_memory(size_t bytes);             // memory of the device; 1 GiB at first
 void simt_set_capability(int major, int minor); // 9, 0 at first
 
-// The n-th allocation (of device or pinned memory) or kernel launch from now fails, once: 1 is the next one,
-// 0 none.
+// The n-th allocation (of device or pinned memory) or launch (of a kernel or graph) from now fails, once: 1
+// is the next one, 0 none.
 void simt_fail_allocation(int n);
 void simt_fail_launch(int n);
 
 size_t simt_allocated(void); // bytes of device and pinned memory now allocated
 long simt_launches(void);    // kernels run so far
+
+// A kernel that takes this many seconds of processor time is taken for one that never ends; 60 at first.
+void simt_set_patience(int seconds);
 
 // How threads and asynchronous copies interleave is drawn from this seed (and the number of the launch).
 void simt_set_seed(unsigned seed);

@@ -85,5 +85,20 @@ inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
 inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
     return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
+inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) {
+    return (float)a - (float)b;
+}
+inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {__hsub(a.x, b.x), __hsub(a.y, b.y)};
+}
+inline __nv_bfloat162 operator+(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hadd2(a, b);
+}
+inline __nv_bfloat162 operator-(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hsub2(a, b);
+}
+inline __nv_bfloat162 operator*(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return __hmul2(a, b);
+}
 
 #endif

@@ -84,5 +84,20 @@ inline __half __hfma(__half a, __half b, __half c) {
 inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
     return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
+inline __half __hsub(__half a, __half b) {
+    return (float)a - (float)b;
+}
+inline __half2 __hsub2(__half2 a, __half2 b) {
+    return {__hsub(a.x, b.x), __hsub(a.y, b.y)};
+}
+inline __half2 operator+(__half2 a, __half2 b) {
+    return __hadd2(a, b);
+}
+inline __half2 operator-(__half2 a, __half2 b) {
+    return __hsub2(a, b);
+}
+inline __half2 operator*(__half2 a, __half2 b) {
+    return __hmul2(a, b);
+}
 
 #endif

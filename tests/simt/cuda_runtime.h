@@ -51,6 +51,7 @@ SIMT_VECTORS(unsigned, uint, 8, 16)
 SIMT_VECTORS(float, float, 8, 16)
 SIMT_VECTORS(double, double, 16, 16)
 SIMT_VECTORS(long long, longlong, 16, 16)
+SIMT_VECTORS(unsigned long long, ulonglong, 16, 16)
 #undef SIMT_VECTORS
 struct float3 {
     float x, y, z;
@@ -360,6 +361,15 @@ template <typename T> inline T __shfl_up_sync(unsigned mask, T v, unsigned by, i
 template <typename T> inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32) {
     const int lane = simt::this_lane, source = lane + (int)by;
     return simt_shuffle(mask, v, source, source < (lane & -width) + width, "__shfl_down_sync");
+}
+
+// Which lanes hold the same value.
+template <typename T> inline unsigned __match_any_sync(unsigned mask, T v) {
+    const T *all = simt::exchange(v, "__match_any_sync", mask);
+    unsigned same = 0;
+    for (int i = 0; i < simt::LANES; i++)
+        same |= (unsigned)(simt::this_warp->all >> i & 1 && all[i] == v) << i;
+    return same;
 }
 
 // Folds the values of all lanes of the warp.

@@ -175,16 +175,6 @@ void print_states() {
 
 } // namespace
 
-void describe_place() {
-    if (!m->what) return;
-    fprintf(stderr, "simt: in %s, block (%u, %u, %u)", kernel_name().c_str(), blockIdx.x, blockIdx.y,
-            blockIdx.z);
-    if (this_warp)
-        fprintf(stderr, ", thread (%u, %u, %u): warp %d, lane %d", threadIdx.x, threadIdx.y, threadIdx.z,
-                warp_number(), this_lane);
-    fprintf(stderr, "\n");
-}
-
 void stop(const char *format, ...) {
     fflush(stdout);
     fprintf(stderr, "simt: ");
@@ -193,8 +183,15 @@ void stop(const char *format, ...) {
     vfprintf(stderr, format, args);
     va_end(args);
     fprintf(stderr, "\n");
-    describe_place();
-    if (m->what) print_states();
+    if (m->what) {
+        fprintf(stderr, "simt: in %s, block (%u, %u, %u)", kernel_name().c_str(), m->block.x, m->block.y,
+                m->block.z);
+        if (this_warp)
+            fprintf(stderr, ", thread (%u, %u, %u): warp %d, lane %d", threadIdx.x, threadIdx.y, threadIdx.z,
+                    warp_number(), this_lane);
+        fprintf(stderr, "\n");
+        print_states();
+    }
     abort();
 }
 

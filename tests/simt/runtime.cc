@@ -1,132 +1,60 @@
 // The CUDA runtime of the emulated device. What is queued on a stream runs as late as it may: when somebody
 // waits for it, so that a missing wait shows. Pageable memory is read when a copy is queued and written
 // before it returns, as CUDA says. One lock guards everything; kernels run in the thread that waits.
-#include "tests/simt/cuda_runtime.h"
+#include "tests/simt/device.h"
 
-#include <chrono>
-#include <deque>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <thread>
-#include <unistd.h>
-#include <vector>
+#include <sys/time.h>
 
 #include "tests/simt/control.h"
+#include "tests/simt/cuda_runtime.h"
 
-// A kernel, or anything else that happens in a stream; nothing at all at the start of a graph.
-struct operation {
-    std::function<void()> action;
-    std::shared_ptr<const simt::launch> kernel;
-};
+using namespace simt;
 
-struct CUgraph_st {
-    std::vector<operation> operations; // in the order of the calls, which is one that their dependences allow
-    cudaStream_t origin;
-    cudaStreamCaptureMode mode;
-    std::thread::id thread;
-    bool invalid;
-};
-
-struct CUgraphExec_st {
-    std::vector<operation> operations;
-};
-
-struct CUstream_st {
-    bool blocking; // keeps order with the default stream
-    std::deque<operation> queue;
-    CUgraph_st *capture;
-};
-
-struct event_state {
-    long recorded, done; // how many times
-    cudaStream_t stream; // of the last record
-    CUgraph_st *capture;
-    std::chrono::steady_clock::time_point time;
-};
-
-struct CUevent_st {
-    std::shared_ptr<event_state> state;
-};
+device simt::d;
 
 namespace {
 
-enum { PAGE = 4096, ALIGNMENT = 256, POISON = 0xff, DEFAULT_SHARED = 48 * 1024 };
-
-struct allocation {
-    size_t size;
-    bool is_device; // or pinned
-};
-
-struct device {
-    std::recursive_mutex mutex;
-    int n_devices = 1, n_sms = 2, major = 9, minor = 0;
-    size_t memory = (size_t)8 << 30, used_device = 0, used_pinned = 0;
-    int fail_allocation = 0, fail_launch = 0;
-    std::map<uintptr_t, allocation> allocations;
-    std::map<const void *, int> shared_limits; // of kernels that raised it
-    CUstream_st default_stream = {true, {}, nullptr};
-    std::vector<cudaStream_t> streams = {&default_stream};
-    std::vector<CUgraph_st *> captures;
-} d;
-
 thread_local cudaError_t last_error = cudaSuccess;
-
-struct guard {
-    std::lock_guard<std::recursive_mutex> lock{d.mutex};
-};
-
-cudaError_t report(cudaError_t code) {
-    if (code != cudaSuccess) last_error = code;
-    return code;
-}
-
-const std::pair<const uintptr_t, allocation> *allocation_below(const void *p) {
-    auto next = d.allocations.upper_bound((uintptr_t)p);
-    return next == d.allocations.begin() ? nullptr : &*--next;
-}
-
-const allocation *allocation_of(const void *p, size_t bytes) {
-    const auto *a = allocation_below(p);
-    return a && (uintptr_t)p + bytes <= a->first + a->second.size ? &a->second : nullptr;
-}
-
-bool counts_down(int *n) {
-    return *n > 0 && --*n == 0;
-}
 
 // Faults.
 
-void on_fault(int, siginfo_t *info, void *) {
+void on_signal(int number, siginfo_t *info, void *) {
+    if (number == SIGVTALRM)
+        simt::stop("the kernel has run for %d s: does it wait for memory that nobody writes?", d.patience);
     const auto *a = allocation_below(info->si_addr);
-    fprintf(stderr, "simt: memory fault at %p", info->si_addr);
-    if (a)
-        fprintf(stderr, ", %zu bytes behind the start of an allocation of %zu",
-                (size_t)((uintptr_t)info->si_addr - a->first), a->second.size);
-    fprintf(stderr, "\n");
-    simt::describe_place();
-    signal(SIGABRT, SIG_DFL);
-    abort();
+    if (!a) simt::stop("memory fault at %p", info->si_addr);
+    simt::stop("memory fault at %p, %zu bytes behind the start of an allocation of %zu", info->si_addr,
+               (size_t)((uintptr_t)info->si_addr - a->first), a->second.size);
 }
 
-// Catches faults while it exists, on a stack of its own, because the fault may be the end of a fiber's.
-struct fault_catcher {
-    struct sigaction before = {};
-    fault_catcher() {
+// While it exists, catches faults and kernels that do not end; on a stack of its own, because the fault may
+// be the end of a fiber's.
+struct kernel_watch {
+    struct sigaction fault_before = {}, alarm_before = {};
+    kernel_watch() {
         static uint8_t stack[64 * 1024]; // one kernel runs at a time
         stack_t on = {};
         on.ss_sp = stack, on.ss_size = sizeof stack;
         sigaltstack(&on, nullptr);
         struct sigaction action = {};
-        action.sa_sigaction = on_fault;
+        action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        sigaction(SIGSEGV, &action, &before);
+        sigaction(SIGSEGV, &action, &fault_before);
+        sigaction(SIGVTALRM, &action, &alarm_before);
+        set_alarm(d.patience);
     }
-    ~fault_catcher() { sigaction(SIGSEGV, &before, nullptr); }
+    ~kernel_watch() {
+        set_alarm(0);
+        sigaction(SIGSEGV, &fault_before, nullptr);
+        sigaction(SIGVTALRM, &alarm_before, nullptr);
+    }
+    static void set_alarm(int seconds) { // of processor time
+        struct itimerval in = {};
+        in.it_value.tv_sec = seconds;
+        setitimer(ITIMER_VIRTUAL, &in, nullptr);
+    }
 };
 
 // Queues.
@@ -136,11 +64,24 @@ void run_one(cudaStream_t s, bool more_follow) {
     const operation now = std::move(s->queue.front());
     s->queue.pop_front();
     if (now.kernel) {
-        const fault_catcher catcher;
+        const kernel_watch watch;
         const simt::launch *next = more_follow && !s->queue.empty() ? s->queue.front().kernel.get() : nullptr;
         simt::run(*now.kernel, next && next->overlaps ? next : nullptr);
     } else if (now.action)
         now.action();
+}
+
+void drain_until(const event_state &e, long record) {
+    while (e.done < record) run_one(e.stream, true);
+}
+
+} // namespace
+
+namespace simt {
+
+cudaError_t report(cudaError_t code) {
+    if (code != cudaSuccess) last_error = code;
+    return code;
 }
 
 void drain(cudaStream_t s) {
@@ -151,11 +92,6 @@ void drain_all() {
     for (size_t i = 0; i < d.streams.size(); i++) drain(d.streams[i]);
 }
 
-void drain_until(const event_state &e, long record) {
-    while (e.done < record) run_one(e.stream, true);
-}
-
-// What a call that may wait for the device does during a capture: it fails, and spoils it.
 cudaError_t forbid_in_capture(cudaError_t code) {
     cudaError_t result = cudaSuccess;
     for (CUgraph_st *g : d.captures)
@@ -183,105 +119,7 @@ cudaError_t enqueue(cudaStream_t s, operation what) {
     return cudaSuccess;
 }
 
-// Memory ends at a page that faults; up to there, and inside, it is poisoned.
-size_t padded(size_t size) {
-    return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-size_t mapped(size_t size) {
-    return (padded(size) + PAGE - 1) / PAGE * PAGE + PAGE;
-}
-
-cudaError_t allocate(void **out, size_t size, bool is_device) {
-    if (!out) return report(cudaErrorInvalidValue);
-    *out = nullptr;
-    const cudaError_t code = forbid_in_capture(cudaErrorStreamCaptureUnsupported);
-    if (code != cudaSuccess) return report(code);
-    if (size == 0) return cudaSuccess;
-    if (counts_down(&d.fail_allocation) || (is_device && size > d.memory - d.used_device))
-        return report(cudaErrorMemoryAllocation);
-    void *map = mmap(nullptr, mapped(size), PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED) return report(cudaErrorMemoryAllocation);
-    uint8_t *end = (uint8_t *)map + mapped(size) - PAGE;
-    mprotect(end, PAGE, PROT_NONE);
-    *out = end - padded(size);
-    memset(*out, POISON, padded(size));
-    d.allocations[(uintptr_t)*out] = {size, is_device};
-    (is_device ? d.used_device : d.used_pinned) += size;
-    return cudaSuccess;
-}
-
-cudaError_t release(void *p, bool is_device) {
-    if (!p) return cudaSuccess;
-    const auto found = d.allocations.find((uintptr_t)p);
-    if (found == d.allocations.end() || found->second.is_device != is_device)
-        return report(cudaErrorInvalidValue);
-    const cudaError_t code = forbid_in_capture(cudaErrorStreamCaptureUnsupported);
-    if (code != cudaSuccess) return report(code);
-    drain_all();
-    const size_t size = found->second.size;
-    for (size_t i = size; i < padded(size); i++)
-        if (((uint8_t *)p)[i] != POISON)
-            simt::stop("an allocation of %zu bytes at %p was written behind its end", size, p);
-    (is_device ? d.used_device : d.used_pinned) -= size;
-    munmap((uint8_t *)p + padded(size) + PAGE - mapped(size), mapped(size));
-    d.allocations.erase(found);
-    return cudaSuccess;
-}
-
-// Copies: `height` rows.
-struct rectangle {
-    size_t width, height, to_pitch, from_pitch;
-};
-
-size_t span(const rectangle &r, size_t pitch) {
-    return r.height ? (r.height - 1) * pitch + r.width : 0;
-}
-
-void copy_rows(void *to, const void *from, const rectangle &r) {
-    for (size_t i = 0; i < r.height; i++)
-        memmove((uint8_t *)to + i * r.to_pitch, (const uint8_t *)from + i * r.from_pitch, r.width);
-}
-
-bool is_place(const void *p, size_t bytes, bool wants_device, bool any) {
-    const allocation *a = allocation_of(p, bytes);
-    if (!a && allocation_of(p, 1)) return false; // begins in an allocation and leaves it
-    return any || (a && a->is_device) == wants_device;
-}
-
-cudaError_t copy(void *to, const void *from, const rectangle &r, cudaMemcpyKind kind, cudaStream_t stream,
-                 bool wait) {
-    if (r.width == 0 || r.height == 0) return cudaSuccess;
-    if (r.height > 1 && (r.width > r.to_pitch || r.width > r.from_pitch))
-        return report(cudaErrorInvalidValue);
-    const bool any = kind == cudaMemcpyDefault;
-    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (!is_place(to, span(r, r.to_pitch), to_device, any) ||
-        !is_place(from, span(r, r.from_pitch), from_device, any))
-        return report(cudaErrorInvalidValue);
-    const bool to_pageable = !allocation_of(to, 1), from_pageable = !allocation_of(from, 1);
-    const bool captured = stream && stream->capture;
-    if (wait) {
-        const cudaError_t code = forbid_in_capture(cudaErrorStreamCaptureImplicit);
-        if (code != cudaSuccess) return report(code);
-    }
-    operation what = {[=] { copy_rows(to, from, r); }, nullptr};
-    if (from_pageable && !captured && !wait) {
-        const auto *first = (const uint8_t *)from;
-        const auto staged = std::make_shared<std::vector<uint8_t>>(first, first + span(r, r.from_pitch));
-        what.action = [=] { copy_rows(to, staged->data(), r); };
-    }
-    const cudaError_t code = enqueue(stream, std::move(what));
-    if (code == cudaSuccess && !captured && (wait || to_pageable)) drain(stream ? stream : &d.default_stream);
-    return code;
-}
-
-} // namespace
-
-bool simt::device_memory_contains(const void *p, size_t bytes) {
-    return allocation_of(p, bytes) != nullptr;
-}
+} // namespace simt
 
 cudaError_t simt::queue(cudaStream_t stream, std::function<void()> what) {
     const guard g;
@@ -445,63 +283,6 @@ cudaError_t cudaDeviceSynchronize(void) {
     const cudaError_t code = forbid_in_capture(cudaErrorStreamCaptureUnsupported);
     if (code == cudaSuccess) drain_all();
     return report(code);
-}
-
-cudaError_t cudaMalloc(void **p, size_t size) {
-    const guard g;
-    return allocate(p, size, true);
-}
-
-cudaError_t cudaMallocHost(void **p, size_t size) {
-    const guard g;
-    return allocate(p, size, false);
-}
-
-cudaError_t cudaHostAlloc(void **p, size_t size, unsigned) {
-    return cudaMallocHost(p, size);
-}
-
-cudaError_t cudaFree(void *p) {
-    const guard g;
-    return release(p, true);
-}
-
-cudaError_t cudaFreeHost(void *p) {
-    const guard g;
-    return release(p, false);
-}
-
-cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) {
-    const guard g;
-    return copy(to, from, {n, 1, n, n}, kind, nullptr, true);
-}
-
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
-    const guard g;
-    return copy(to, from, {n, 1, n, n}, kind, stream, false);
-}
-
-cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
-                         size_t height, cudaMemcpyKind kind) {
-    const guard g;
-    return copy(to, from, {width, height, to_pitch, from_pitch}, kind, nullptr, true);
-}
-
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
-    const guard g;
-    return copy(to, from, {width, height, to_pitch, from_pitch}, kind, stream, false);
-}
-
-cudaError_t cudaMemset(void *p, int value, size_t n) {
-    return cudaMemsetAsync(p, value, n, nullptr);
-}
-
-cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
-    const guard g;
-    if (n == 0) return cudaSuccess;
-    if (!allocation_of(p, n)) return report(cudaErrorInvalidValue);
-    return enqueue(stream, {[=] { memset(p, value, n); }, nullptr});
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
@@ -716,6 +497,9 @@ void simt_set_capability(int major, int minor) {
 }
 void simt_fail_allocation(int n) {
     d.fail_allocation = n;
+}
+void simt_set_patience(int seconds) {
+    d.patience = seconds;
 }
 void simt_fail_launch(int n) {
     d.fail_launch = n;

@@ -38,7 +38,6 @@ struct launch {
 // Runs a kernel. next: the one behind it if that may overlap, else null; it has to be run right after this
 // one.
 void run(const launch &what, const launch *next);
-void describe_place(); // prints which kernel, block and thread is running, if one is
 
 // Ends the program with a message that names the kernel, the block and the thread.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void stop(const char *format, ...);

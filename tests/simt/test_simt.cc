@@ -47,7 +47,7 @@ static cudaError_t launch(void (*kernel)(P...), int grid, int threads, size_t sh
 
 // Warps.
 
-enum { WARP_RESULTS = 11 };
+enum { WARP_RESULTS = 12 };
 
 static __global__ void warp_kernel(int *out) {
     const int lane = (int)threadIdx.x;
@@ -63,6 +63,7 @@ static __global__ void warp_kernel(int *out) {
     out[8] = __reduce_max_sync(~0u, lane ^ 9) - __reduce_min_sync(~0u, lane - 4);
     out[9] = (int)__shfl_sync(~0u, (double)lane, 7);
     out[10] = (int)(__shfl_xor_sync(~0u, (uint64_t)lane << 40, 1) >> 40);
+    out[11] = (int)__match_any_sync(~0u, lane % 8);
 }
 
 static void test_warp_functions(void **) {
@@ -82,6 +83,7 @@ static void test_warp_functions(void **) {
         assert_int_equal(at[8], 31 + 4);
         assert_int_equal(at[9], 7);
         assert_int_equal(at[10], lane ^ 1);
+        assert_int_equal(at[11], 0x01010101 << lane % 8);
     }
 }
 
@@ -217,6 +219,8 @@ static void test_bits_and_numbers(void **) {
     assert_int_equal(__float2bfloat16_rn(1.01171875f).bits, 0x3f82);
     assert_int_equal(__float2half_rn(65519.0f).bits, 0x7bff);
     assert_true(__half22float2(__floats2half2_rn(0.5f, -2.0f)).y == -2.0f);
+    assert_true(__half22float2(__floats2half2_rn(3, 5) * __floats2half2_rn(7, 9) - __float2half2_rn(1)).y ==
+                44.0f);
     unsigned counter = 2;
     assert_int_equal(atomicInc(&counter, 2), 2);
     assert_int_equal(atomicInc(&counter, 2), 0);
@@ -244,6 +248,30 @@ static void test_block_with_a_partial_warp(void **) {
     const std::vector<int> v = out.read();
     for (size_t i = 0; i < v.size(); i++)
         assert_int_equal(v[i], (int)(79 - i % 80) * 1000 + 40 + (i % 80 == 0 ? 500 : 0));
+}
+
+// Every thread reads what one of another warp, or of its own, has written; wait: for that.
+static __global__ void exchange_kernel(int *out, int distance, bool wait) {
+    __shared__ int numbers[64];
+    numbers[threadIdx.x] = (int)blockIdx.x * 64 + (int)threadIdx.x;
+    if (wait) __syncthreads();
+    out[blockIdx.x * 64 + (threadIdx.x ^ (unsigned)distance)] = numbers[threadIdx.x ^ (unsigned)distance];
+}
+
+static bool exchange_is_right(int distance, bool wait) {
+    device_array<int> out(8 * 64);
+    assert_int_equal(launch(exchange_kernel, 8, 64, 0, out.data, distance, wait), cudaSuccess);
+    const std::vector<int> v = out.read();
+    bool right = true;
+    for (size_t i = 0; i < v.size(); i++) right = right && v[i] == (int)i;
+    return right;
+}
+
+static void test_missing_barriers_show(void **) {
+    for (int distance : {1, 32}) {
+        assert_true(exchange_is_right(distance, true));
+        assert_false(exchange_is_right(distance, false));
+    }
 }
 
 // 8 stages of 512 bytes through a ring of two; a producer warp and 32 consumers. forget: the wait for data.
@@ -540,6 +568,17 @@ static __global__ void store_kernel(uint8_t *p) {
     *p = 0;
 }
 
+static __global__ void spinning_kernel(volatile int *flag) {
+    while (*flag != 1) {}
+}
+
+static void run_spinning() {
+    device_array<int> flag(1);
+    simt_set_patience(1);
+    launch(spinning_kernel, 1, 1, 0, flag.data);
+    cudaDeviceSynchronize();
+}
+
 static void run_store(size_t size, size_t at) {
     uint8_t *p;
     cudaMalloc(&p, size);
@@ -565,6 +604,7 @@ static const struct {
     {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
     {"blocks wait for flags that nobody sets", [] { run_flags(4, true); }},
     {"more blocks than the", [] { run_flags(9, true); }},
+    {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},
     {"4096 bytes behind the start of an allocation of 4096", [] { run_store(4096, 4096); }},
 };
@@ -605,6 +645,7 @@ int main() {
         cmocka_unit_test(test_load_matrix),
         cmocka_unit_test(test_bits_and_numbers),
         cmocka_unit_test(test_block_with_a_partial_warp),
+        cmocka_unit_test(test_missing_barriers_show),
         cmocka_unit_test(test_ring_of_bulk_copies),
         cmocka_unit_test(test_groups_of_copies),
         cmocka_unit_test(test_streams_run_late),

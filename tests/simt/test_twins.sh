@@ -29,5 +29,15 @@ if [ "$(wc -l <"$scratch/device")" -lt 20 ]; then
     cat "$scratch/device"
     exit 1
 fi
+# The checker itself: a parameter that differs, and a function that is missing.
+sed 's/bool inside)/int inside)/' "$1/kernels/cuda/device.cuh" >"$scratch/changed"
+sed '/keep_in_register/d' "$1/kernels/cuda/device.cuh" >"$scratch/without"
+for planted in changed without; do
+    if declarations "$scratch/$planted" | cmp -s - "$scratch/device"; then
+        echo "the checker does not see what is $planted"
+        exit 1
+    fi
+done
+
 # What stands on the left alone is missing in the twin.
 diff "$scratch/device" "$scratch/twin"

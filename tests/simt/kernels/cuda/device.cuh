@@ -33,6 +33,14 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
     return *(const uint4 *)p;
 }
 
+__device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
+    return inside ? load_global4(p) : make_uint4(0, 0, 0, 0);
+}
+
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    (void)p;
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     simt::mbarrier_init(barrier, (uint32_t)arrivals);
 }
@@ -110,12 +118,16 @@ inline uint4 load_matrices(uint32_t at, bool transposed, const char *what) {
     return make_uint4(v[0], v[1], v[2], v[3]);
 }
 
-struct mma_operands { // of a lane, in float
-    float a[4][2], b[2][2];
+// Four values along k, 2t, 2t + 1, 2t + 8 and 2t + 9: what lane 4g + t holds of a row of A or a column of B.
+typedef float float_quad __attribute__((vector_size(16)));
+
+struct mma_operands {
+    float_quad a[2], b; // rows g and g + 8, column g
 };
 
-inline void unpack_bf16(uint32_t v, float (&to)[2]) {
-    to[0] = __uint_as_float(v << 16), to[1] = __uint_as_float(v & 0xffff0000u);
+inline float_quad unpack_bf16(uint32_t low, uint32_t high) {
+    return float_quad{__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000u),
+                      __uint_as_float(high << 16), __uint_as_float(high & 0xffff0000u)};
 }
 
 } // namespace simt
@@ -133,19 +145,15 @@ __device__ __forceinline__ uint4 load_matrix4_transposed(uint32_t at) {
 // 2t + 1.
 __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                     uint32_t b0, uint32_t b1) {
-    simt::mma_operands mine;
-    simt::unpack_bf16(a0, mine.a[0]), simt::unpack_bf16(a1, mine.a[1]);
-    simt::unpack_bf16(a2, mine.a[2]), simt::unpack_bf16(a3, mine.a[3]);
-    simt::unpack_bf16(b0, mine.b[0]), simt::unpack_bf16(b1, mine.b[1]);
+    const simt::mma_operands mine = {{simt::unpack_bf16(a0, a2), simt::unpack_bf16(a1, a3)},
+                                     simt::unpack_bf16(b0, b1)};
     const simt::mma_operands *all = simt::exchange(mine, "mma");
-    const int g = simt::this_lane / 4, t = simt::this_lane % 4;
-    for (int half = 0; half < 2; half++) // of the columns of A
-        for (int k = 0; k < 8; k++)
-            for (int i = 0; i < 4; i++) {
-                const float a = all[g * 4 + k / 2].a[half * 2 + i / 2][k % 2];
-                const float b = all[(2 * t + i % 2) * 4 + k / 2].b[half][k % 2];
-                d[i] += a * b;
-            }
+    const simt::mma_operands *rows = all + simt::this_lane / 4 * 4, *columns = all + simt::this_lane % 4 * 8;
+    for (int i = 0; i < 4; i++) {
+        simt::float_quad sum = {};
+        for (int t = 0; t < 4; t++) sum += rows[t].a[i / 2] * columns[i % 2 * 4 + t].b;
+        d[i] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
 }
 
 __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
@@ -201,6 +209,10 @@ inline std::vector<wgmma_started> wgmma_open[MAX_THREADS];               // not 
 inline std::deque<std::vector<wgmma_started>> wgmma_groups[MAX_THREADS]; // committed
 inline bool wgmma_fenced[MAX_THREADS];
 
+inline void split_bf16(uint32_t v, float (&to)[2]) {
+    to[0] = __uint_as_float(v << 16), to[1] = __uint_as_float(v & 0xffff0000u);
+}
+
 inline uint64_t wgmma_hash(const wgmma_operand &b, int n) {
     uint64_t hash = 14695981039346656037u; // FNV-1a
     for (int i = 0; i < n; i++)
@@ -225,7 +237,7 @@ inline void wgmma_perform(const wgmma_started &w) {
     struct fragment {
         float a[4][2];
     } mine;
-    for (int i = 0; i < 4; i++) unpack_bf16(w.a[i], mine.a[i]);
+    for (int i = 0; i < 4; i++) split_bf16(w.a[i], mine.a[i]);
     const fragment *all = exchange(mine, "wgmma_wait");
     const int g = this_lane / 4, t = this_lane % 4;
     for (int j = 0; j < w.n / 2; j++) { // row g or g + 8, column 8 · (j / 4) + 2t or 2t + 1
@@ -312,7 +324,7 @@ inline uint16_t bf16_of(double v) {
 
 template <typename F> inline uint32_t bf16x2_each(uint32_t a, uint32_t b, uint32_t c, F f) {
     float x[2], y[2], z[2];
-    unpack_bf16(a, x), unpack_bf16(b, y), unpack_bf16(c, z);
+    split_bf16(a, x), split_bf16(b, y), split_bf16(c, z);
     return bf16_of(f((double)x[0], (double)y[0], (double)z[0])) |
            (uint32_t)bf16_of(f((double)x[1], (double)y[1], (double)z[1])) << 16;
 }

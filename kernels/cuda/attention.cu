@@ -1,0 +1,604 @@
+// out = softmax(softcap(q · kᵀ)) · v, with the tensor cores, K and V read once.
+//
+// Tiles. The query heads of a KV head see the same keys: a tile has 16 rows, a row is (token, head). Keys
+// come in tiles of 32 tokens. S = Q · Kᵀ is 16 × 32, four mma columns tiles of eight tokens; O += P · V is 16
+// × head_dim.
+//
+// Orders. Which channel (or token) an mma calls k does not matter as long as both operands agree. A lane t
+// takes eight adjacent channels 8t … 8t + 7 of a run of 32 as its operands of two mma, so that it reads Q and
+// K 16 bytes at a time. Column c of column tile q stands for token 8·⌊c / 2⌋ + 2q + c mod 2: then what a lane
+// holds of S is what it needs as the A operand of P · V, and the tokens 8t … 8t + 7 of a channel are 16
+// adjacent bytes of the cache (elementwise.h).
+//
+// Decode: what rotates queries and appends to the cache is done here, too, which saves a kernel. A block for
+// each row, KV head and split of the context; four warps take its key tiles in turn, straight from memory to
+// registers. Blocks leave (max, sum, O) to the last of them that finishes, which adds them up in order.
+// Prefill: a block for each KV head and run of rows; four warps share the key tiles through a ring in shared
+// memory.
+//
+// Roofline on an H200: decode reads 4·head_dim bytes a token and KV head, 18.6 bytes a clock of an SM; 64 mma
+// of 1 to 2 clocks for 16 KB (head_dim 128) leave the tensor cores nearly idle. Prefill: 16 × 32 × head_dim
+// takes 64 mma and, in 32 loads of 512 bytes, 128 clocks of shared memory a warp: shared memory is the limit,
+// at about half the rate of mma.sync.
+#include "kernels/cuda/attention.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/rotate.cuh"
+
+enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
+enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
+enum { STAGES = 3 };
+
+struct attention_params {
+    cuda_rows rows;
+    rotate_params rotation; // decode
+    const uint16_t *q;      // prefill
+    uint16_t *out;
+    int window, n_queries; // query heads of a KV head
+    float softcap;
+    const attention_run *runs;
+    int n_splits, head_groups;   // decode: pieces of 16 query heads
+    float *partials;             // (row, KV head, head group, split, 16, head_dim + 2)
+    uint32_t *counters;          // (row, KV head, head group) blocks that have finished
+    int key_stride, stage_bytes; // prefill: bytes from key to key, and of a stage in shared memory
+};
+
+// ---- Tiles
+
+// The cached keys and values of one sequence and KV head. EXACT: heads of D channels in blocks of KV_TILE
+// tokens, which is what models and the engine have; the compiler then knows every offset.
+template <int D, bool EXACT> struct keys_of {
+    const uint16_t *cache;
+    const int32_t *table;
+    int64_t block_stride;
+    int tokens, padded_tokens, channels; // of a block; of a head
+
+    __device__ __forceinline__ keys_of(const cuda_rows &r, int row, int kv_head)
+        : cache(r.cache + (int64_t)kv_head * 2 * r.head_dim * r.tile_tokens),
+          table(r.tables + (int64_t)r.sequences[row] * r.max_blocks), block_stride(r.block_stride),
+          tokens(r.block_tokens), padded_tokens(r.tile_tokens), channels(r.head_dim) {}
+    __device__ __forceinline__ int head_dim() const { return EXACT ? D : channels; }
+    __device__ __forceinline__ int block_tokens() const { return EXACT ? (int)KV_TILE : tokens; }
+    __device__ __forceinline__ int tile_tokens() const { return EXACT ? (int)KV_TILE : padded_tokens; }
+    __device__ __forceinline__ int block_tiles() const { return tile_tokens() / KV_TILE; }
+    // The key tile that holds a token, and the tokens of a tile: slot s is first_token + s, if that is in its
+    // block.
+    __device__ __forceinline__ int tile_of(int token) const {
+        return token / block_tokens() * block_tiles() + token % block_tokens() / KV_TILE;
+    }
+    __device__ __forceinline__ int first_token(int tile) const {
+        return tile / block_tiles() * block_tokens() + tile % block_tiles() * KV_TILE;
+    }
+    __device__ __forceinline__ int end_token(int tile) const { // of its block
+        return (tile / block_tiles() + 1) * block_tokens();
+    }
+    __device__ __forceinline__ const uint16_t *keys(int tile) const { // (KV_TILE, head_dim)
+        return cache + table[tile / block_tiles()] * block_stride +
+               tile % block_tiles() * KV_TILE * head_dim();
+    }
+    // (head_dim, KV_TILE), from channel to channel tile_tokens apart.
+    __device__ __forceinline__ const uint16_t *values(int tile) const {
+        return cache + table[tile / block_tiles()] * block_stride + head_dim() * tile_tokens() +
+               tile % block_tiles() * KV_TILE;
+    }
+};
+
+// Which token of a tile column g of column tile q stands for.
+__device__ __forceinline__ int slot_of(int q, int g) {
+    return g / 2 * 8 + q * 2 + g % 2;
+}
+
+__device__ __forceinline__ float cap_score(float s, float cap) {
+    // tanh(z) = 1 − 2 / (1 + exp(2z)), without overflow for large z
+    return cap == 0.0f ? s : cap * (1.0f - 2.0f / (1.0f + __expf(2.0f * s / cap)));
+}
+
+// What a warp holds of 16 rows: lane 4g + t has rows g and g + 8.
+template <int D> struct row_tile {
+    float o[D / 8][4]; // column tiles of eight channels: rows g (two channels), g + 8
+    float max[2], sum[2];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+        max[0] = max[1] = -INFINITY, sum[0] = sum[1] = 0.0f;
+    }
+
+    // From scores to probabilities, in place; allowed(half, slot) says which tokens the row sees.
+    template <typename Allowed>
+    __device__ __forceinline__ void soften(float (&s)[4][4], float cap, Allowed allowed) {
+        const int t = threadIdx.x % 4;
+        float next[2] = {max[0], max[1]}, reference[2];
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[q][i] = allowed(i / 2, t * 8 + q * 2 + i % 2) ? cap_score(s[q][i], cap) : -INFINITY;
+                next[i / 2] = fmaxf(next[i / 2], s[q][i]);
+            }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            next[half] = fmaxf(next[half], __shfl_xor_sync(~0u, next[half], 1));
+            next[half] = fmaxf(next[half], __shfl_xor_sync(~0u, next[half], 2));
+            // As long as nothing was seen, exp() must not meet the difference of two infinities.
+            reference[half] = next[half] == -INFINITY ? 0.0f : next[half];
+            const float factor = __expf(max[half] - reference[half]);
+            max[half] = next[half], sum[half] *= factor;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) o[j][half * 2] *= factor, o[j][half * 2 + 1] *= factor;
+        }
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[q][i] = __expf(s[q][i] - reference[i / 2]);
+                sum[i / 2] += s[q][i];
+            }
+    }
+
+    // Sums of a row lie in four lanes until the end.
+    __device__ __forceinline__ void finish_sums() {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
+            sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
+        }
+    }
+};
+
+// S += Q · Kᵀ for one run of 32 channels and one column tile.
+__device__ __forceinline__ void multiply_keys(float (&s)[4], const uint4 &q, const uint4 &q8,
+                                              const uint4 &k) {
+    mma(s, q.x, q8.x, q.y, q8.y, k.x, k.y);
+    mma(s, q.z, q8.z, q.w, q8.w, k.z, k.w);
+}
+
+// O += P · V for one column tile of channels: v has tokens 8t … 8t + 7 of the lane's channel.
+__device__ __forceinline__ void multiply_values(float (&o)[4], const uint32_t (&p)[8], const uint4 &v) {
+    mma(o, p[0], p[1], p[2], p[3], v.x, v.y);
+    mma(o, p[4], p[5], p[6], p[7], v.z, v.w);
+}
+
+__device__ __forceinline__ void pack_probabilities(const float (&s)[4][4], uint32_t (&p)[8]) {
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+        p[q * 2] = to_bf16x2(s[q][0], s[q][1]);
+        p[q * 2 + 1] = to_bf16x2(s[q][2], s[q][3]);
+    }
+}
+
+__device__ __forceinline__ uint4 zero4() {
+    return make_uint4(0, 0, 0, 0);
+}
+
+// ---- Key tiles in shared memory: keys (32, key_stride bytes), then values (head_dim, 64 bytes)
+
+// Queues the copies, by n_threads threads of which this is number `thread`.
+template <typename keys>
+__device__ __forceinline__ void copy_keys(const keys &kv, int tile, uint32_t to, int key_stride, int thread,
+                                          int n_threads) {
+    const int chunks = kv.head_dim() / 8;
+    const uint16_t *from = kv.keys(tile);
+    for (int i = thread; i < KV_TILE * chunks; i += n_threads)
+        copy_activations(to + i / chunks * key_stride + i % chunks * 16, from + i * 8, true);
+}
+
+template <typename keys>
+__device__ __forceinline__ void copy_values(const keys &kv, int tile, uint32_t to, int thread,
+                                            int n_threads) {
+    const uint16_t *from = kv.values(tile);
+    for (int i = thread; i < kv.head_dim() * 4; i += n_threads)
+        copy_activations(to + i * 16, from + i / 4 * kv.tile_tokens() + i % 4 * 8, true);
+}
+
+// S = Q · Kᵀ; query(u, half) is what the lane has of run u of row g + 8 · half.
+template <int D, typename Query>
+__device__ __forceinline__ void score_tile(uint32_t keys_at, int key_stride, int head_dim, Query query,
+                                           float (&s)[4][4]) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int q = 0; q < 4; q++) s[q][0] = s[q][1] = s[q][2] = s[q][3] = 0.0f;
+#pragma unroll
+    for (int u = 0; u < D / 32; u++) {
+        if (u * 32 >= head_dim) break;
+        const bool inside = u * 32 + t * 8 < head_dim;
+        const uint4 q0 = query(u, 0), q8 = query(u, 1);
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            const uint4 k =
+                inside ? load_shared4(keys_at + slot_of(q, g) * key_stride + u * 64 + t * 16) : zero4();
+            multiply_keys(s[q], q0, q8, k);
+        }
+    }
+}
+
+// O += P · V
+template <int D>
+__device__ __forceinline__ void weigh_tile(uint32_t values_at, int head_dim, const float (&s)[4][4],
+                                           row_tile<D> &rows) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    uint32_t packed[8];
+    pack_probabilities(s, packed);
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        if (j * 8 >= head_dim) break;
+        multiply_values(rows.o[j], packed, load_shared4(values_at + g * 64 + t * 16 + j * 512));
+    }
+}
+
+// ---- Decode
+
+// Keys [first, last] of the row that this split takes, as tiles [begin, end).
+struct split_tiles {
+    int first, last, begin, end, n_splits; // n_splits: those that have any
+    template <typename keys>
+    __device__ __forceinline__ split_tiles(const attention_params &p, const keys &kv, int position,
+                                           int split) {
+        first = p.window > 0 && position >= p.window ? position - p.window + 1 : 0, last = position;
+        const int from = kv.tile_of(first), n = kv.tile_of(last) + 1 - from;
+        const int wanted = (n + p.n_splits - 1) / p.n_splits,
+                  each = wanted > SPLIT_TILES ? wanted : (int)SPLIT_TILES;
+        n_splits = (n + each - 1) / each;
+        begin = from + split * each, end = min(begin + each, from + n);
+    }
+};
+
+// (max, sum, O) of n parts in shared or global memory, `stride` floats apart, for row `head` and channel d.
+__device__ __forceinline__ float3 combine(const float *parts, int n, int64_t stride, int head_dim, int head,
+                                          int d) {
+    const float *at = parts + head * (head_dim + 2);
+    float max = -INFINITY, sum = 0.0f, o = 0.0f;
+    for (int i = 0; i < n; i++) max = fmaxf(max, at[i * stride + head_dim]);
+    for (int i = 0; i < n; i++) {
+        const float *part = at + i * stride;
+        const float factor = part[head_dim + 1] > 0.0f ? __expf(part[head_dim] - max) : 0.0f;
+        sum += factor * part[head_dim + 1], o += factor * part[d];
+    }
+    return make_float3(max, sum, o);
+}
+
+// Whether all other splits have finished; the same answer in every thread. The counter is zero again
+// afterwards.
+__device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1) == n - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// Adds the warps' parts (in shared memory) up, and the splits': out, (n_heads, head_dim) of this row and
+// group.
+__device__ __forceinline__ void decode_finish(const attention_params &p, const float *parts, int n_rows,
+                                              int n_splits, int64_t unit, uint16_t *out) {
+    const int head_dim = p.rows.head_dim, part = TILE_ROWS * (head_dim + 2);
+    float *mine = p.partials + (unit * p.n_splits + blockIdx.x) * part;
+    for (int i = threadIdx.x; i < n_rows * head_dim; i += THREADS) {
+        const int head = i / head_dim, d = i % head_dim;
+        const float3 c = combine(parts, WARPS, p.stage_bytes / (int)sizeof(float), head_dim, head, d);
+        if (n_splits == 1) {
+            out[i] = to_bf16(c.z / c.y);
+            continue;
+        }
+        mine[head * (head_dim + 2) + d] = c.z;
+        if (d == 0)
+            mine[head * (head_dim + 2) + head_dim] = c.x, mine[head * (head_dim + 2) + head_dim + 1] = c.y;
+    }
+    if (n_splits == 1 || !last_of_splits(p.counters + unit, n_splits)) return;
+    const float *all = p.partials + unit * p.n_splits * part;
+    for (int i = threadIdx.x; i < n_rows * head_dim; i += THREADS) {
+        const float3 c = combine(all, n_splits, part, head_dim, i / head_dim, i % head_dim);
+        out[i] = to_bf16(c.z / c.y);
+    }
+}
+
+// The new token's key and value: heads of the row are a warp's each. n_rows queries, then key and value if
+// wanted.
+__device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
+                                             int n_rows, bool appends, const lane_rotation &rotation,
+                                             uint16_t *q_rows, int q_stride, uint16_t *new_key,
+                                             uint16_t *new_value) {
+    for (int i = threadIdx.x / WARP; i < n_rows + 2 * appends; i += WARPS) {
+        if (i < n_rows)
+            rotate_query(p, rotation, row, kv_head, first_query + i, q_rows + i * q_stride);
+        else if (i == n_rows)
+            rotate_key(p, rotation, row, kv_head, new_key);
+        else
+            round_value(p, row, kv_head, new_value);
+    }
+}
+
+template <int D, bool EXACT>
+static __global__ void __launch_bounds__(THREADS, 2)
+    attend_decode(const __grid_constant__ attention_params p) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const int row = blockIdx.z, kv_head = blockIdx.y / p.head_groups, group = blockIdx.y % p.head_groups;
+    const int head_dim = EXACT ? D : p.rows.head_dim, first_head = kv_head * p.n_queries + group * TILE_ROWS;
+    const int n_rows = min((int)TILE_ROWS, p.n_queries - group * TILE_ROWS);
+    const int64_t at = ((int64_t)row * p.rows.n_heads + first_head) * head_dim;
+    dependents_launch();
+    // The batch, and the cache but for this token, were there before the step: only what the kernel ahead
+    // writes must wait.
+    const int position = p.rows.positions[row];
+    if (position < 0) {
+        dependency_wait();
+        for (int i = threadIdx.x; blockIdx.x == 0 && i < n_rows * head_dim; i += THREADS) p.out[at + i] = 0;
+        return;
+    }
+    const keys_of<D, EXACT> kv(p.rows, row, kv_head);
+    const split_tiles tiles(p, kv, position, blockIdx.x);
+    if ((int)blockIdx.x >= tiles.n_splits) return dependency_wait();
+
+    // Shared memory: queries (16, D), zero where there are none; the new key and value; a key tile for each
+    // warp.
+    uint16_t *q_rows = (uint16_t *)smem, *new_key = q_rows + TILE_ROWS * D, *new_value = new_key + D;
+    uint8_t *stage = smem + (TILE_ROWS + 2) * D * 2 + warp * p.stage_bytes;
+    const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * p.key_stride;
+    int tile = tiles.begin + warp;
+    if (tile < tiles.end) copy_keys(kv, tile, keys_at, p.key_stride, lane, WARP);
+    copies_commit();
+    if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
+    copies_commit();
+    lane_rotation rotation;
+    rotation.turn(p.rotation.inv_freq, head_dim, position);
+    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
+    __syncthreads();
+    dependency_wait();
+
+    const bool appends = (int)blockIdx.x == tiles.n_splits - 1; // the last split has this token's tile
+    rotate_heads(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D, new_key,
+                 new_value);
+    __syncthreads();
+    const int last_tile = kv.tile_of(position), slot = position - kv.first_token(last_tile);
+    if (appends) {
+        uint16_t *keys = (uint16_t *)kv.keys(last_tile) + slot * head_dim,
+                 *values = (uint16_t *)kv.values(last_tile) + slot;
+        for (int d = threadIdx.x; d < head_dim; d += THREADS)
+            keys[d] = new_key[d], values[d * kv.tile_tokens()] = new_value[d];
+    }
+
+    row_tile<D> rows;
+    rows.clear();
+    for (; tile < tiles.end; tile += WARPS) {
+        const int next = tile + WARPS, token = kv.first_token(tile);
+        const int end = min(position + 1, kv.end_token(tile));
+        copies_wait<1>();
+        __syncwarp();
+        if (tile == last_tile) { // it was copied without the new token
+            for (int d = lane; d < head_dim; d += WARP)
+                *(uint16_t *)(stage + slot * p.key_stride + d * 2) = new_key[d];
+            __syncwarp();
+        }
+        float s[4][4];
+        score_tile<D>(
+            keys_at, p.key_stride, head_dim,
+            [&](int u, int half) { return ((const uint4 *)q_rows)[(g + half * 8) * (D / 8) + u * 4 + t]; },
+            s);
+        __syncwarp();
+        if (next < tiles.end) copy_keys(kv, next, keys_at, p.key_stride, lane, WARP);
+        copies_commit();
+        rows.soften(s, p.softcap, [&](int, int i) { return token + i >= tiles.first && token + i < end; });
+        copies_wait<1>();
+        __syncwarp();
+        if (tile == last_tile) {
+            uint16_t *values = (uint16_t *)(stage + KV_TILE * p.key_stride) + slot;
+            for (int d = lane; d < head_dim; d += WARP) values[d * KV_TILE] = new_value[d];
+            __syncwarp();
+        }
+        weigh_tile<D>(values_at, head_dim, s, rows);
+        __syncwarp();
+        if (next < tiles.end) copy_values(kv, next, values_at, lane, WARP);
+        copies_commit();
+    }
+    rows.finish_sums();
+
+    float *mine = (float *)stage; // the tile has been used
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (g + half * 8 >= n_rows) continue;
+        float *to = mine + (g + half * 8) * (head_dim + 2);
+        if (t == 0) to[head_dim] = rows.max[half], to[head_dim + 1] = rows.sum[half];
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            if (j * 8 < head_dim)
+                *(float2 *)(to + j * 8 + t * 2) = make_float2(rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
+    }
+    __syncthreads();
+    const int64_t unit = (int64_t)row * gridDim.y + blockIdx.y;
+    decode_finish(p, (const float *)(stage - warp * p.stage_bytes), n_rows, tiles.n_splits, unit, p.out + at);
+}
+
+// ---- Prefill
+
+template <int D, bool EXACT>
+static __global__ void __launch_bounds__(THREADS, 2)
+    attend_prefill(const __grid_constant__ attention_params p) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const int kv_head = blockIdx.y, head_dim = EXACT ? D : p.rows.head_dim;
+    dependents_launch();
+    dependency_wait();
+    const attention_run run = p.runs[gridDim.x - 1 - blockIdx.x]; // the longest contexts first
+    const keys_of<D, EXACT> kv(p.rows, run.first_row, kv_head);
+    const int first_position = p.rows.positions[run.first_row],
+              last_position = first_position + run.n_rows - 1;
+
+    // Rows g and g + 8 of this warp: which query, and which tokens [first, end) it sees.
+    int at[2], first[2], end[2];
+    uint4 q_rows[2][D / 32];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int r = warp * TILE_ROWS + half * 8 + g, token = r / p.n_queries,
+                  position = first_position + token;
+        const bool there = token < run.n_rows;
+        at[half] =
+            there ? ((run.first_row + token) * p.rows.n_heads + kv_head * p.n_queries + r % p.n_queries) *
+                        head_dim
+                  : -1;
+        first[half] = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
+        end[half] = there ? position + 1 : 0;
+#pragma unroll
+        for (int u = 0; u < D / 32; u++) {
+            const int channel = u * 32 + t * 8;
+            q_rows[half][u] = there && channel < head_dim ? load_global4(p.q + at[half] + channel) : zero4();
+        }
+    }
+
+    const int oldest = p.window > 0 && first_position >= p.window ? first_position - p.window + 1 : 0;
+    const int begin = kv.tile_of(oldest), n_tiles = kv.tile_of(last_position) + 1 - begin;
+    const uint32_t ring = shared_address(smem);
+    auto copy_tile = [&](int tile, uint32_t stage) {
+        copy_keys(kv, tile, stage, p.key_stride, threadIdx.x, THREADS);
+        copy_values(kv, tile, stage + KV_TILE * p.key_stride, threadIdx.x, THREADS);
+    };
+    row_tile<D> rows;
+    rows.clear();
+    for (int n = 0; n < STAGES - 1; n++) {
+        if (n < n_tiles) copy_tile(begin + n, ring + n * p.stage_bytes);
+        copies_commit();
+    }
+    for (int n = 0; n < n_tiles; n++) {
+        copies_wait<STAGES - 2>();
+        __syncthreads(); // everyone's copies are there, and everyone is done with the stage that is filled
+                         // next
+        const int next = n + STAGES - 1;
+        if (next < n_tiles) copy_tile(begin + next, ring + next % STAGES * p.stage_bytes);
+        copies_commit();
+        const int tile = begin + n, token = kv.first_token(tile), block_end = kv.end_token(tile);
+        const uint32_t stage = ring + n % STAGES * p.stage_bytes;
+        float s[4][4];
+        score_tile<D>(
+            stage, p.key_stride, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
+        rows.soften(s, p.softcap, [&](int half, int i) {
+            return token + i >= first[half] && token + i < min(end[half], block_end);
+        });
+        weigh_tile<D>(stage + KV_TILE * p.key_stride, head_dim, s, rows);
+    }
+    rows.finish_sums();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (at[half] < 0) continue;
+        const float factor = 1.0f / rows.sum[half];
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            if (j * 8 < head_dim)
+                *(uint32_t *)(p.out + at[half] + j * 8 + t * 2) =
+                    to_bf16x2(rows.o[j][half * 2] * factor, rows.o[j][half * 2 + 1] * factor);
+    }
+}
+
+// ---- Launching
+
+typedef void (*attention_kernel)(attention_params);
+
+// Kernels for head sizes up to 64, 128 and 256, and those for exactly these.
+struct attention_kernels {
+    int head_dim;
+    attention_kernel decode, prefill, exact_decode, exact_prefill;
+};
+static const attention_kernels kernels[] = {
+    {64, attend_decode<64, false>, attend_prefill<64, false>, attend_decode<64, true>,
+     attend_prefill<64, true>},
+    {128, attend_decode<128, false>, attend_prefill<128, false>, attend_decode<128, true>,
+     attend_prefill<128, true>},
+    {256, attend_decode<256, false>, attend_prefill<256, false>, attend_decode<256, true>,
+     attend_prefill<256, true>},
+};
+
+static const attention_kernels *kernels_for(int head_dim) {
+    return &kernels[head_dim <= 64 ? 0 : head_dim <= 128 ? 1 : 2];
+}
+
+static bool is_exact(const cuda_rows *rows) {
+    return kernels_for(rows->head_dim)->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
+}
+
+// Two neighbouring keys in different halves of the 32 banks: a stride of 64 bytes modulo 128.
+static int key_stride(int head_dim) {
+    return (head_dim * 2 + 63) / 128 * 128 + 64;
+}
+
+static int stage_bytes(int head_dim) {
+    return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
+}
+
+static size_t decode_shared(int head_dim) {
+    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim));
+}
+
+static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
+    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)bytes);
+}
+
+cudaError_t cuda_attention_open(void) {
+    cudaError_t code = cudaSuccess;
+    for (const attention_kernels &k : kernels) {
+        const size_t decode = decode_shared(k.head_dim), prefill = (size_t)(STAGES * stage_bytes(k.head_dim));
+        if (code == cudaSuccess) code = allow_shared(k.decode, decode);
+        if (code == cudaSuccess) code = allow_shared(k.exact_decode, decode);
+        if (code == cudaSuccess) code = allow_shared(k.prefill, prefill);
+        if (code == cudaSuccess) code = allow_shared(k.exact_prefill, prefill);
+    }
+    return code;
+}
+
+int cuda_attention_run_rows(int n_heads, int n_kv_heads) {
+    const int rows = BLOCK_ROWS / (n_heads / n_kv_heads);
+    return rows > 0 ? rows : 1;
+}
+
+static int head_groups(int n_heads, int n_kv_heads) {
+    return (n_heads / n_kv_heads + TILE_ROWS - 1) / TILE_ROWS;
+}
+
+// Two blocks on each SM.
+static int splits_for(int units, int n_sms) {
+    const int splits = (2 * n_sms + units - 1) / units;
+    return splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
+}
+
+size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads) {
+    return (size_t)n_rows * (size_t)(n_kv_heads * head_groups(n_heads, n_kv_heads)) * sizeof(uint32_t);
+}
+
+size_t cuda_attention_partials_bytes(int n_rows, int n_heads, int n_kv_heads, int head_dim, int n_sms) {
+    const int units = n_rows * n_kv_heads * head_groups(n_heads, n_kv_heads);
+    // Units that fill the machine are not split; fewer have at most that many parts, and one more each.
+    const size_t parts = (size_t)(2 * n_sms + (units < 2 * n_sms ? units : 2 * n_sms));
+    return parts * TILE_ROWS * (size_t)(head_dim + 2) * sizeof(float);
+}
+
+cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
+    const cuda_rows *rows = args->rows;
+    attention_params p = {};
+    p.rows = *rows, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
+    p.n_queries = rows->n_heads / rows->n_kv_heads;
+    const attention_kernels *k = kernels_for(rows->head_dim);
+    p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);
+    if (args->runs) {
+        p.runs = args->runs, p.q = args->q;
+        return cuda_launch(is_exact(rows) ? k->exact_prefill : k->prefill,
+                           dim3((unsigned)args->n_runs, (unsigned)rows->n_kv_heads), THREADS,
+                           (size_t)(STAGES * p.stage_bytes), stream, true, p);
+    }
+    p.rotation = describe_rotation(args->rotation);
+    p.head_groups = head_groups(rows->n_heads, rows->n_kv_heads);
+    const int units = rows->n_rows * rows->n_kv_heads * p.head_groups;
+    p.n_splits = splits_for(units, args->n_sms);
+    p.counters = args->counters, p.partials = args->partials;
+    const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
+                    (unsigned)rows->n_rows);
+    return cuda_launch(is_exact(rows) ? k->exact_decode : k->decode, grid, THREADS,
+                       decode_shared(rows->head_dim), stream, true, p);
+}

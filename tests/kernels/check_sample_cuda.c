@@ -1,0 +1,334 @@
+// The GPU's sampler against sample_token: every combination of parameters on random logits with ties,
+// forbidden tokens and penalties, several rows at a time, with and without overlapped launches. The tokens
+// must be equal, but where rounding decides between two; whether it may have is worked out in double. Prints
+// TAP, whose plan says SKIP where there is no device.
+//
+//     check_sample_cuda [SEED [BATCHES]]     (batches of large vocabularies; small ones get ten times as
+//     many)
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/sample.h"
+#include "kernels/sample.h"
+
+enum { MAX_ROWS = 5, MAX_HISTORY = 300, PADDING = 3, POISON = 0xff };
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) { // xorshift64* (Vigna 2016)
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
+}
+
+static int random_below(int n) {
+    return (int)((uint64_t)random_bits() * (uint64_t)n >> 32);
+}
+
+#define RANDOM_OF(list) ((list)[random_below((int)(sizeof(list) / sizeof *(list)))])
+
+static void check(cudaError_t code, const char *what) {
+    if (code == cudaSuccess) return;
+    printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
+    exit(1);
+}
+
+static void *host_memory(size_t size) {
+    void *memory = malloc(size);
+    if (memory) return memory;
+    printf("Bail out! out of memory\n");
+    exit(1);
+}
+
+static void *device_memory(size_t size) {
+    void *memory = NULL;
+    check(cudaMalloc(&memory, size), "cudaMalloc");
+    return memory;
+}
+
+// ---- Random rows
+
+typedef struct batch {
+    int n_rows, n_vocab;
+    int64_t stride;
+    float *logits; // (n_rows, stride)
+    int32_t histories[MAX_ROWS * MAX_HISTORY];
+    sample_args args[MAX_ROWS];
+} batch;
+
+static void random_logits(float *logits, int n) {
+    static const float spreads[] = {0.1f, 1, 3, 3, 3, 20};
+    const float spread = RANDOM_OF(spreads);
+    const int kind = random_below(5);
+    for (int i = 0; i < n; i++) {
+        float sum = -4;
+        for (int k = 0; k < 8; k++) sum += (float)random_bits() * 0x1p-32f;
+        logits[i] = spread * sum;
+        if (kind == 1) logits[i] = rintf(logits[i]); // ties, zeros of both signs
+        if (kind == 2 && random_below(3) == 0) logits[i] = -INFINITY;
+        if (kind == 3) logits[i] = 2.5f;
+    }
+    if (kind == 2) logits[random_below(n)] = 1; // at least one
+}
+
+static void random_args(sample_args *args, int32_t *history, int n_vocab) {
+    static const float temperatures[] = {0, 0.2f, 0.8f, 1, 3, 100, 1e-30f},
+                       top_p[] = {1, 1, 0.95f, 0.5f, 0.01f, 0}, min_p[] = {0, 0, 0.05f, 0.9f, 1.5f},
+                       repeat[] = {1, 1.3f, 0.5f, 0}, penalty[] = {0, 0.4f, -0.7f};
+    const int top_k[] = {0, 0, 1, 2, 40, 1000, n_vocab / 2, n_vocab, n_vocab + 1};
+    *args = (sample_args){.temperature = RANDOM_OF(temperatures),
+                          .top_k = RANDOM_OF(top_k),
+                          .top_p = RANDOM_OF(top_p),
+                          .min_p = RANDOM_OF(min_p),
+                          .repeat_penalty = RANDOM_OF(repeat),
+                          .presence_penalty = RANDOM_OF(penalty),
+                          .frequency_penalty = RANDOM_OF(penalty),
+                          .seed = random_bits(),
+                          .position = random_bits(),
+                          .history = history,
+                          .n_history = random_below(3) ? random_below(MAX_HISTORY + 1) : 0};
+    const int few = n_vocab < 50 ? n_vocab : 50; // so that tokens occur several times
+    for (int i = 0; i < args->n_history; i++)
+        history[i] = random_below(20) == 0 ? -1 - random_below(2) * random_below(9)
+                     : i % 2               ? random_below(few)
+                                           : random_below(n_vocab + n_vocab / 8 + 1);
+}
+
+// The logits are malloc'd.
+static void batch_random(batch *b, int n_vocab) {
+    *b = (batch){.n_rows = 1 + random_below(MAX_ROWS), .n_vocab = n_vocab, .stride = n_vocab + PADDING};
+    const size_t size = (size_t)(b->n_rows * b->stride) * sizeof *b->logits;
+    b->logits = host_memory(size);
+    memset(b->logits, POISON, size); // NaN between the rows
+    for (int i = 0; i < b->n_rows; i++) {
+        random_logits(b->logits + i * b->stride, n_vocab);
+        random_args(&b->args[i], b->histories + (ptrdiff_t)i * MAX_HISTORY, n_vocab);
+    }
+}
+
+// ---- On the device
+
+static void batch_run(const batch *b, bool overlap, int32_t *tokens) {
+    const size_t logits_size = (size_t)(b->n_rows * b->stride) * sizeof(float),
+                 scratch_size = cuda_sample_scratch_bytes(b->n_rows, b->n_vocab);
+    cuda_sample_row rows[MAX_ROWS];
+    for (int i = 0; i < b->n_rows; i++) {
+        const sample_args *a = &b->args[i];
+        rows[i] = (cuda_sample_row){.temperature = a->temperature,
+                                    .top_p = a->top_p,
+                                    .min_p = a->min_p,
+                                    .repeat_penalty = a->repeat_penalty,
+                                    .presence_penalty = a->presence_penalty,
+                                    .frequency_penalty = a->frequency_penalty,
+                                    .top_k = a->top_k,
+                                    .n_history = a->n_history,
+                                    .history_at = (int64_t)i * MAX_HISTORY,
+                                    .uniform = sample_uniform(a->seed, a->position)};
+    }
+    float *logits = device_memory(logits_size), *after = host_memory(logits_size);
+    cuda_sample_row *device_rows = device_memory(sizeof rows);
+    int32_t *histories = device_memory(sizeof b->histories),
+            *device_tokens = device_memory(sizeof(int32_t) * MAX_ROWS);
+    void *scratch = device_memory(scratch_size);
+    check(cudaMemcpy(logits, b->logits, logits_size, cudaMemcpyHostToDevice), "copy of the logits");
+    check(cudaMemcpy(device_rows, rows, sizeof rows, cudaMemcpyHostToDevice), "copy of the rows");
+    check(cudaMemcpy(histories, b->histories, sizeof b->histories, cudaMemcpyHostToDevice),
+          "copy of the histories");
+    check(cudaMemset(scratch, POISON, scratch_size), "cudaMemset");
+    check(cudaMemset(device_tokens, POISON, sizeof(int32_t) * MAX_ROWS), "cudaMemset");
+    flute_error err = {0};
+    if (cuda_sample(logits, b->stride, b->n_vocab, b->n_rows, device_rows, histories, scratch, device_tokens,
+                    overlap, NULL, &err)) {
+        printf("Bail out! %s\n", err.message);
+        exit(1);
+    }
+    check(cudaDeviceSynchronize(), "cuda_sample");
+    check(cudaMemcpy(tokens, device_tokens, sizeof(int32_t) * (size_t)b->n_rows, cudaMemcpyDeviceToHost),
+          "copy of the tokens");
+    check(cudaMemcpy(after, logits, logits_size, cudaMemcpyDeviceToHost), "copy of the logits");
+    if (memcmp(after, b->logits, logits_size) != 0) tokens[0] = -99; // no token is that: the row fails
+    cudaFree(logits);
+    cudaFree(device_rows);
+    cudaFree(histories);
+    cudaFree(device_tokens);
+    cudaFree(scratch);
+    free(after);
+}
+
+// ---- What rounding may decide
+
+typedef struct ranked {
+    int32_t id;
+    float logit;
+    double weight;
+} ranked;
+
+static int compare_ranked(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// All tokens by rank, with their penalties and weights.
+static ranked *rank_tokens(const sample_args *args, const float *logits, int n) {
+    ranked *all = host_memory((size_t)n * sizeof *all);
+    int *counts = calloc((size_t)n, sizeof *counts);
+    if (!counts) exit(1);
+    for (int i = 0; i < args->n_history; i++)
+        if (args->history[i] >= 0 && args->history[i] < n) counts[args->history[i]]++;
+    const float repeat = args->repeat_penalty > 0 ? args->repeat_penalty : 1;
+    for (int i = 0; i < n; i++) {
+        float logit = logits[i];
+        if (counts[i] > 0) {
+            logit = logit > 0 ? logit / repeat : logit * repeat;
+            logit = logit - args->presence_penalty - (float)counts[i] * args->frequency_penalty;
+        }
+        all[i] = (ranked){.id = i, .logit = logit};
+    }
+    free(counts);
+    qsort(all, (size_t)n, sizeof *all, compare_ranked);
+    for (int i = n - 1; i >= 0; i--)
+        all[i].weight = exp((double)(all[i].logit - all[0].logit) / args->temperature);
+    return all;
+}
+
+// Whether the token is right if every sum is off by as much as a millionth of the whole.
+static bool may_be(const sample_args *args, const float *logits, int n, int32_t token) {
+    const double off = 1e-6;
+    ranked *all = rank_tokens(args, logits, n);
+    const int n_best = args->top_k > 0 && args->top_k < n ? args->top_k : n;
+    double whole = 0, held = 0, surely = 0, maybe = 0, surely_before = 0, maybe_before = 0, own = -1;
+    for (int i = 0; i < n_best; i++) whole += all[i].weight;
+    for (int i = 0; i < n_best; i++) { // `held` by those that rank before
+        const double least = fmin((double)args->min_p, 1), weight = all[i].weight;
+        const bool surely_kept = (i == 0 || args->top_p >= 1 || held < (args->top_p - off) * whole) &&
+                                 weight >= least * (1 + off),
+                   maybe_kept = i == 0 || ((args->top_p >= 1 || held < (args->top_p + off) * whole) &&
+                                           weight >= least * (1 - off));
+        held += weight;
+        if (surely_kept) surely += weight;
+        if (maybe_kept) maybe += weight;
+        if (surely_kept && all[i].id < token) surely_before += weight;
+        if (maybe_kept && all[i].id < token) maybe_before += weight;
+        if (maybe_kept && all[i].id == token) own = weight;
+    }
+    const double u = sample_uniform(args->seed, args->position);
+    const bool right = args->temperature > 0 ? own >= 0 && u >= surely_before / fmax(maybe, 1) - off &&
+                                                   u <= (maybe_before + own) / fmax(surely, 1) + off
+                                             : token == all[0].id;
+    free(all);
+    return right;
+}
+
+// Compares a batch; *n_near counts the tokens that differ, but may.
+static bool batch_check(const batch *b, const int32_t *tokens, void *scratch, int *n_near) {
+    bool good = true;
+    for (int i = 0; i < b->n_rows; i++) {
+        const sample_args *a = &b->args[i];
+        const float *logits = b->logits + i * b->stride;
+        int32_t expected = -1;
+        flute_error err = {0};
+        sample_token(a, logits, b->n_vocab, scratch, &expected, &err);
+        if (tokens[i] == expected) continue;
+        if (expected >= 0 && may_be(a, logits, b->n_vocab, tokens[i])) {
+            ++*n_near;
+            continue;
+        }
+        good = false;
+        printf("# row %d of %d, %d tokens: %d instead of %d at temperature %g, top-k %d, top-p %g, min-p %g, "
+               "penalties %g "
+               "%g %g over %d, u %.9f\n",
+               i, b->n_rows, b->n_vocab, tokens[i], expected, (double)a->temperature, a->top_k,
+               (double)a->top_p, (double)a->min_p, (double)a->repeat_penalty, (double)a->presence_penalty,
+               (double)a->frequency_penalty, a->n_history, sample_uniform(a->seed, a->position));
+    }
+    return good;
+}
+
+static bool check_vocabulary(int n_vocab, int n_batches) {
+    void *scratch = host_memory(sample_scratch_bytes(n_vocab));
+    int n_near = 0, n_all = 0;
+    bool good = true;
+    for (int i = 0; i < n_batches; i++) {
+        batch b;
+        batch_random(&b, n_vocab);
+        int32_t tokens[MAX_ROWS], again[MAX_ROWS];
+        batch_run(&b, i % 2, tokens);
+        good = batch_check(&b, tokens, scratch, &n_near) && good;
+        n_all += b.n_rows;
+        if (i % 4 == 0) {
+            batch_run(&b, i % 8 == 0, again);
+            if (memcmp(tokens, again, sizeof *tokens * (size_t)b.n_rows) != 0) {
+                printf("# two runs differ\n");
+                good = false;
+            }
+        }
+        free(b.logits);
+    }
+    printf("# %d tokens, %d of them decided by rounding\n", n_all, n_near);
+    free(scratch);
+    return good && n_near <= 1 + n_all / 100;
+}
+
+// Rows without an answer say so, and leave the others alone.
+static bool check_not_finite(void) {
+    enum { N = 4100 }; // the second chunk has four tokens
+    batch b = {.n_rows = 5, .n_vocab = N, .stride = N};
+    int32_t tokens[MAX_ROWS];
+    bool good = true;
+    b.logits = host_memory(sizeof(float) * N * 5);
+    for (int greedy = 0; greedy < 2; greedy++) {
+        for (int i = 0; i < 5 * N; i++) b.logits[i] = i / N == 2 ? -INFINITY : (float)(i % 7);
+        b.logits[0 * N + 4098] = NAN;
+        b.logits[1 * N + 3] = INFINITY;
+        b.logits[3 * N + 17] = -NAN;
+        b.logits[4 * N + 4099] = 50;
+        for (int i = 0; i < 5; i++)
+            b.args[i] = (sample_args){.temperature = greedy ? 0 : 1, .top_p = 0.9f, .top_k = 3};
+        batch_run(&b, false, tokens);
+        for (int i = 0; i < 5; i++) good = good && tokens[i] == (i == 4 ? 4099 : -1);
+    }
+    free(b.logits);
+    return good;
+}
+
+static bool check_refusals(void) {
+    flute_error err = {0};
+    const int shapes[][2] = {{0, 5}, {1, 0}, {1, 5 << 20}};
+    bool good = true;
+    for (int i = 0; i < 3; i++)
+        good = good &&
+               cuda_sample(NULL, 6 << 20, shapes[i][1], shapes[i][0], NULL, NULL, NULL, NULL, false, NULL,
+                           &err) == FLUTE_EINVAL &&
+               strstr(err.message, "not possible");
+    return good && cuda_sample(NULL, 4, 5, 1, NULL, NULL, NULL, NULL, false, NULL, &err) == FLUTE_EINVAL;
+}
+
+int main(int argc, char **argv) {
+    static const int vocabularies[] = {1, 7, 777, 32000, 128256};
+    enum { N = sizeof vocabularies / sizeof *vocabularies };
+    int n_devices = 0, failed = 0;
+    if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
+        printf("1..0 # SKIP no CUDA device\n");
+        return 0;
+    }
+    const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
+    const int n_batches = argc > 2 ? atoi(argv[2]) : 60;
+    random_state = seed * 2 + 1;
+    printf("1..%d\n# seed %llu\n", N + 2, (unsigned long long)seed);
+    for (int i = 0; i < N; i++) {
+        const bool good =
+            check_vocabulary(vocabularies[i], vocabularies[i] < 10000 ? 10 * n_batches : n_batches);
+        printf("%sok %d - %d tokens\n", good ? "" : "not ", i + 1, vocabularies[i]);
+        fflush(stdout);
+        failed += !good;
+    }
+    const bool finite = check_not_finite(), refusals = check_refusals();
+    printf("%sok %d - logits that are not finite\n", finite ? "" : "not ", N + 1);
+    printf("%sok %d - refusals\n", refusals ? "" : "not ", N + 2);
+    return failed || !finite || !refusals;
+}
