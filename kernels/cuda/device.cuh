@@ -96,11 +96,17 @@ __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
     return done != 0;
 }
 
+// Ends the kernel with an error, by a store to address 0: where a trap stands anywhere in a kernel, ptxas
+// gives no thread the registers that setmaxnreg promises.
+__device__ __forceinline__ void give_up() {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(0ll), "r"(0) : "memory");
+}
+
 // Waits for the phase of this parity. A copy that never lands would hang the GPU for good: after a million
-// tries, each of which suspends for about a microsecond, the kernel traps and the launch fails instead.
+// tries, each of which suspends for about a microsecond, the launch fails instead.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     for (int tries = 0; !barrier_try(barrier, parity);)
-        if (++tries > (1 << 20)) __trap();
+        if (++tries > (1 << 20)) give_up();
 }
 
 // Asynchronous copy of a multiple of 16 bytes, global to shared. Weights are read once a token and would push
@@ -191,6 +197,162 @@ __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
 // a shuffle it keeps. Worth 10 % of the instructions of the inner loop.
 __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, threadIdx.x % WARP);
+}
+
+// ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
+
+// Descriptor of a B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of
+// eight, 1024 bytes from group to group, 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte
+// swizzle). `at` is 1024-aligned plus 32 bytes for each k16 step inside the row.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (at & 0x3ffff) >> 4;
+}
+
+// Registers written so far (A operands, accumulators) come before the wgmma that follow.
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most `left` committed groups still run. Their A registers and B memory are free then.
+template <int left> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
+}
+
+// Behind a wait: nothing that reads or writes these accumulators moves ahead of it.
+template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// d (64 × 2·N, fp32, this warpgroup's) = a (64 × 16, bf16, in registers) · b + d; without d when !add.
+// Asynchronous: a and b must keep their values, and d is not to be touched, until a wait. Lane 4g + t of the
+// i-th warp of four holds rows 16i + g and 16i + g + 8: of a as mma() does, of d columns 8j + 2t and 8j + 2t
+// + 1 in d[4j..4j + 1] and d[4j + 2..4j + 3].
+#define WGMMA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_D16(i) WGMMA_D4(i), WGMMA_D4(i + 4), WGMMA_D4(i + 8), WGMMA_D4(i + 12)
+#define WGMMA_R4 "%0,%1,%2,%3"
+#define WGMMA_R8 WGMMA_R4 ",%4,%5,%6,%7"
+#define WGMMA_R16 WGMMA_R8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define WGMMA_R32 WGMMA_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define WGMMA_R64                                                                                            \
+    WGMMA_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
+              ",%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define WGMMA(n, in_d, in_a, in_b, in_add, ...)                                                              \
+    asm volatile("{\n.reg .pred p;\n"                                                                        \
+                 "setp.ne.b32 p, " in_add ", 0;\n"                                                           \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" in_d "}, {" in_a "}, " in_b     \
+                 ", p, 1, 1, 0;\n}"                                                                          \
+                 : __VA_ARGS__                                                                               \
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add))
+
+__device__ __forceinline__ void wgmma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    WGMMA("8", WGMMA_R4, "%4,%5,%6,%7", "%8", "%9", WGMMA_D4(0));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    WGMMA("16", WGMMA_R8, "%8,%9,%10,%11", "%12", "%13", WGMMA_D4(0), WGMMA_D4(4));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    WGMMA("32", WGMMA_R16, "%16,%17,%18,%19", "%20", "%21", WGMMA_D16(0));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    WGMMA("64", WGMMA_R32, "%32,%33,%34,%35", "%36", "%37", WGMMA_D16(0), WGMMA_D16(16));
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    WGMMA("128", WGMMA_R64, "%64,%65,%66,%67", "%68", "%69", WGMMA_D16(0), WGMMA_D16(16), WGMMA_D16(32),
+          WGMMA_D16(48));
+}
+
+#undef WGMMA
+
+// Registers of a thread from here on, for all four warps of a warpgroup; what the producers give up the
+// consumers take.
+template <int registers> __device__ __forceinline__ void registers_give_up() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+template <int registers> __device__ __forceinline__ void registers_take() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+// Asynchronous copy of a multiple of 16 bytes that other blocks will ask for, too.
+__device__ __forceinline__ void copy_shared_by_many(uint32_t to, const void *from, uint32_t bytes,
+                                                    uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// a · b + c and a · b of two bf16, rounded once.
+__device__ __forceinline__ uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+__device__ __forceinline__ uint32_t bf16x2_mul(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+__device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// What blocks hand to each other goes through L2: another SM's L1 does not hear of it.
+__device__ __forceinline__ float4 load_partial(const float4 *p) {
+    return __ldcg(p);
+}
+__device__ __forceinline__ void store_partial(float4 *p, float4 v) {
+    __stcg(p, v);
+}
+
+// p[0..3] += v, each a rounded sum, without waiting for the old values. p: 16-byte aligned.
+__device__ __forceinline__ void add_global4(float *p, float4 v) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y),
+                 "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+// What the counter was, plus one; ordered with everything before and after.
+__device__ __forceinline__ uint32_t counter_next(uint32_t *counter) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before + 1;
+}
+
+// Everything that the threads of this block stored before they met is seen by whoever sees the flag.
+__device__ __forceinline__ void flag_set(uint32_t *flag) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1) : "memory");
+}
+
+// Waits for the flag; gives up like barrier_wait, after about a second.
+__device__ __forceinline__ void flag_wait(const uint32_t *flag) {
+    uint32_t v = 0;
+    for (int tries = 0; v == 0;) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+        if (++tries > (1 << 21)) give_up();
+    }
 }
 
 #endif

@@ -78,4 +78,46 @@ __device__ __forceinline__ float store_panels(const lut_params &p, const float *
     return squares;
 }
 
+// Two bf16 in a word.
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+           (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16;
+}
+
+// Stores a quarter of a panel for one token: rows 4·quarter to 4·quarter + 3, or two channels. rows: the sums
+// of all 16, 16-byte aligned. With p.y_aligned rows go in one piece, 64 bytes of floats for four lanes. Loops
+// stay loops: this code stands in a kernel once for every eight tokens.
+__device__ __forceinline__ void store_quarter(const lut_params &p, int panel, int token, int quarter,
+                                              const float *rows) {
+    if (token >= p.n_tokens) return;
+    const int64_t row_of_y = token * p.y_stride;
+    if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) {
+        __nv_bfloat16 *const y = (__nv_bfloat16 *)p.y + row_of_y + panel * 8;
+#pragma unroll 1
+        for (int i = quarter * 2; i < quarter * 2 + 2; i++)
+            y[i] = __float2bfloat16_rn(gated(rows[i], rows[8 + i], p.epilogue));
+        return;
+    }
+    const int row = panel * 16 + quarter * 4;
+    float *const floats = (float *)p.y + row_of_y + row;
+    __nv_bfloat16 *const bf16s = (__nv_bfloat16 *)p.y + row_of_y + row;
+    rows += quarter * 4;
+    if (p.y_aligned && row + 4 <= p.n_rows) {
+        const float4 v = *(const float4 *)rows;
+        if (p.epilogue == LUT_STORE_BF16)
+            *(uint2 *)bf16s = make_uint2(bf16_pair(v.x, v.y), bf16_pair(v.z, v.w));
+        else if (p.epilogue == LUT_ADD_F32)
+            add_global4(floats, v);
+        else
+            *(float4 *)floats = v;
+        return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < 4 && row + i < p.n_rows; i++)
+        if (p.epilogue == LUT_STORE_BF16)
+            bf16s[i] = __float2bfloat16_rn(rows[i]);
+        else
+            floats[i] = p.epilogue == LUT_ADD_F32 ? floats[i] + rows[i] : rows[i];
+}
+
 #endif

@@ -10,36 +10,103 @@
 #include "kernels/cuda/lut_kernels.h"
 #include "kernels/layout.h"
 
-// An SM has 228 KB, of which the system keeps 1 KB for each block: two blocks of lut_gemv, one of lut_tile.
-enum { GEMV_SHARED = 113 * 1024, TILE_SHARED = 227 * 1024, SUMS_BYTES = 16 * 1024, MAX_STAGES = 16 };
+// An SM has 228 KB, of which the system keeps 1 KB for each block: two blocks of lut_gemv, one of the others.
+enum { GEMV_SHARED = 113 * 1024, SM_SHARED = 227 * 1024, SUMS_BYTES = 16 * 1024, MAX_STAGES = 16 };
 enum { FACTORS_BYTES = (GEMV_WARPS + 1) * GEMV_MAX_TOKENS * (int)sizeof(float) };
 
 static const int bits_of[] = {2, 3, 4, 8};
 static const int groups_of[] = {32, 64, 128, 256};
-static const int tokens_of[] = {1, 2, 4, 8, 16, 32}; // one for each kernel
 
-// The kernel that takes this many tokens: up to four at a time, or up to 32.
-static lut_kernel pick_kernel(int bits, int group, int tokens) {
-    if (tokens <= GEMV_MAX_TOKENS) {
-        tokens = tokens == 3 ? 4 : tokens;
+// The kernels: what each path takes at a time, and in which sizes there is one.
+static const struct {
+    int most_tokens, shared;
+    int tokens[6]; // in increasing order, then zeros
+} paths[] = {
+    {}, // LUT_PATH_AUTO
+    {GEMV_MAX_TOKENS, GEMV_SHARED, {1, 2, 4}},
+    {TILE_MAX_TOKENS, SM_SHARED, {8, 16, 32}},
+    {WIDE_MAX_TOKENS, SM_SHARED, {8, 16, 32, 64, 128}},
+};
+
+// Which path is fastest from how many tokens on, for 2, 3, 4 and 8 bits.
+static const struct {
+    lut_path path;
+    int from[4];
+} thresholds[] = {
+    {LUT_PATH_WIDE, {9, 9, 9, 9}}, {LUT_PATH_TILE, {5, 5, 5, 5}}, {LUT_PATH_GEMV, {1, 1, 1, 1}}};
+
+static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
+    if (path == LUT_PATH_WIDE)
+        return bits == 2   ? lut_wide_w2(group, tokens)
+               : bits == 3 ? lut_wide_w3(group, tokens)
+               : bits == 4 ? lut_wide_w4(group, tokens)
+                           : lut_wide_w8(group, tokens);
+    if (path == LUT_PATH_GEMV)
         return bits == 2   ? lut_gemv_w2(group, tokens)
                : bits == 3 ? lut_gemv_w3(group, tokens)
                : bits == 4 ? lut_gemv_w4(group, tokens)
                            : lut_gemv_w8(group, tokens);
-    }
-    const int tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
-    return bits == 2   ? lut_tile_w2(group, tiles)
-           : bits == 3 ? lut_tile_w3(group, tiles)
-           : bits == 4 ? lut_tile_w4(group, tiles)
-                       : lut_tile_w8(group, tiles);
+    return bits == 2   ? lut_tile_w2(group, tokens / 8)
+           : bits == 3 ? lut_tile_w3(group, tokens / 8)
+           : bits == 4 ? lut_tile_w4(group, tokens / 8)
+                       : lut_tile_w8(group, tokens / 8);
+}
+
+// Tokens of the kernel that takes n_tokens, or as many of them as one can.
+static int kernel_tokens(lut_path path, int64_t n_tokens) {
+    const int *tokens = paths[path].tokens;
+    while (*tokens < n_tokens && *tokens < paths[path].most_tokens) tokens++;
+    return *tokens;
+}
+
+lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens) {
+    int width = 0;
+    while (bits_of[width] != weight_type_bits(w->type)) width++;
+    for (const auto &t : thresholds)
+        if (n_tokens >= t.from[width] && (t.path != LUT_PATH_WIDE || device->has_wide)) return t.path;
+    return LUT_PATH_GEMV;
 }
 
 static int fail_cuda(flute_error *err, cudaError_t code, const char *what) {
     return fail(err, FLUTE_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(code));
 }
 
+// The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With
+// fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
+// tokens at K = 14336.
+enum { FLAGS_BYTES = 16 * 1024, ARRANGED_BYTES = 32 << 20 };
+
+static size_t partials_bytes(const lut_device *device) {
+    return (size_t)device->n_sms * 2 * WIDE_ROWS * WIDE_MAX_TOKENS * sizeof(float);
+}
+
+static int open_workspace(lut_device *device, flute_error *err) {
+    assert((device->n_sms * 2 + 1) * sizeof(uint32_t) <= FLAGS_BYTES);
+    const size_t size = FLAGS_BYTES + partials_bytes(device) + ARRANGED_BYTES;
+    cudaError_t code = cudaMalloc(&device->workspace, size);
+    if (code == cudaSuccess) code = cudaMemset(device->workspace, 0, FLAGS_BYTES);
+    if (code == cudaSuccess) code = cudaDeviceSynchronize(); // before any stream of the caller's
+    return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "workspace of the LUT-GEMM");
+}
+
+// More shared memory than a kernel gets unasked, for every kernel of a path.
+static int ready_kernels(lut_path path, flute_error *err) {
+    for (int bits : bits_of)
+        for (int group : groups_of)
+            for (const int *tokens = paths[path].tokens; *tokens; tokens++) {
+                const cudaError_t code =
+                    cudaFuncSetAttribute((const void *)pick_kernel(path, bits, group, *tokens),
+                                         cudaFuncAttributeMaxDynamicSharedMemorySize, paths[path].shared);
+                if (code != cudaSuccess)
+                    return fail_cuda(err, code,
+                                     "the kernels do not fit this device; was flute built for it?");
+            }
+    return FLUTE_OK;
+}
+
 int lut_device_open(lut_device *out, flute_error *err) {
     int major = 0, minor = 0;
+    *out = {};
     cudaError_t code = cudaGetDevice(&out->ordinal);
     if (code == cudaErrorInsufficientDriver)
         return fail(err, FLUTE_EDEVICE, "the NVIDIA driver is older than CUDA %d.%d; update the driver",
@@ -55,20 +122,20 @@ int lut_device_open(lut_device *out, flute_error *err) {
         return fail(err, FLUTE_EUNSUPPORTED,
                     "the GPU has compute capability %d.%d; the kernels need 9.0 (Hopper) or later", major,
                     minor);
-    for (int bits : bits_of)
-        for (int group : groups_of)
-            for (int tokens : tokens_of) {
-                code = cudaFuncSetAttribute((const void *)pick_kernel(bits, group, tokens),
-                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            tokens <= GEMV_MAX_TOKENS ? GEMV_SHARED : TILE_SHARED);
-                if (code != cudaSuccess)
-                    return fail_cuda(err, code,
-                                     "the kernels do not fit this device; was flute built for it?");
-            }
-    return FLUTE_OK;
+    out->has_wide = major == 9 && minor == 0;
+    int result = ready_kernels(LUT_PATH_GEMV, err);
+    if (result == FLUTE_OK) result = ready_kernels(LUT_PATH_TILE, err);
+    if (result == FLUTE_OK && out->has_wide) result = ready_kernels(LUT_PATH_WIDE, err);
+    if (result == FLUTE_OK && out->has_wide) result = open_workspace(out, err);
+    return result;
 }
 
-static int check_arguments(const lut_gemm_args *args, flute_error *err) {
+void lut_device_close(lut_device *device) {
+    cudaFree(device->workspace);
+    device->workspace = NULL;
+}
+
+static int check_arguments(const lut_device *device, const lut_gemm_args *args, flute_error *err) {
     const weight *w = args->w;
     const bool gate_up = args->epilogue == LUT_SILU_MUL || args->epilogue == LUT_GELU_MUL;
     if (!weight_is_quantized(w->type))
@@ -87,11 +154,16 @@ static int check_arguments(const lut_gemm_args *args, flute_error *err) {
     if ((args->norm.squares || args->next.squares) && args->n_tokens > LUT_NORM_TOKENS)
         return fail(err, FLUTE_EINVAL, "lut_gemm: a norm with %lld tokens; at most %d",
                     (long long)args->n_tokens, (int)LUT_NORM_TOKENS);
+    if ((args->norm.squares || args->next.squares) && args->path != LUT_PATH_AUTO &&
+        args->path != LUT_PATH_GEMV)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: only LUT_PATH_GEMV has norms");
     if (args->next.squares && (args->epilogue != LUT_ADD_F32 || args->next.x_stride < w->n_rows))
         return fail(err, FLUTE_EINVAL,
                     "lut_gemm: a norm behind a product that adds nothing, or with no room for its x");
     if (((uintptr_t)w->data | (uintptr_t)args->x) % 16)
         return fail(err, FLUTE_EINVAL, "lut_gemm: weights and activations must be aligned to 16 bytes");
+    if (args->path == LUT_PATH_WIDE && !device->has_wide)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: LUT_PATH_WIDE needs compute capability 9.0 (Hopper)");
     return FLUTE_OK;
 }
 
@@ -117,17 +189,18 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
     p.n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS);
     p.panel_units = (int)(layout_padded_cols(w->n_cols, w->group_size) / layout_unit_cols(w->group_size));
     p.epilogue = args->epilogue, p.overlap = args->overlap;
+    p.y_aligned = ((uintptr_t)p.y | (uintptr_t)(p.y_stride * (is_float ? 4 : 2))) % 16 == 0;
     p.norm = args->norm, p.next = args->next;
     fill_tables(w, &p);
     return p;
 }
 
 // Shared memory: table, sums, barriers, ring; as many stages as `shared` bytes hold.
-static void divide_shared(lut_params *p, int sums_bytes, int stage_bytes, int shared) {
+static void divide_shared(lut_params *p, int sums_bytes, int stage_bytes, int ring_alignment, int shared) {
     p->sums_at = TABLE_BYTES;
     p->barriers_at = p->sums_at + sums_bytes;
     p->factors_at = p->barriers_at + MAX_STAGES * 16;
-    p->ring_at = (int)round_up(p->factors_at + FACTORS_BYTES, 128);
+    p->ring_at = (int)round_up(p->factors_at + FACTORS_BYTES, ring_alignment);
     p->stage_bytes = stage_bytes;
     p->stages = (shared - p->ring_at) / stage_bytes;
     if (p->stages > MAX_STAGES) p->stages = MAX_STAGES;
@@ -146,7 +219,7 @@ int lut_gemm_parts(const lut_device *device, const weight *w) {
 
 // Two blocks of threads on each SM, up to four tokens.
 static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) {
-    const int tokens = p->n_tokens <= 2 ? p->n_tokens : 4;
+    const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
     const int warp_units =
         weight_type_bits(w->type) >= 4 ? (int)gemv_warp<4>::units : (int)gemv_warp<2>::units;
     const int stage_units = GEMV_WARPS * warp_units;
@@ -154,13 +227,13 @@ static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) 
     p->cta_panels = gemv_panels(device, p->n_panels);
     p->group_panels = p->cta_panels < SUMS_BYTES / panel_sums ? p->cta_panels : SUMS_BYTES / panel_sums;
     divide_shared(p, p->group_panels * panel_sums,
-                  stage_units * (int)layout_unit_bytes(w->type, w->group_size), GEMV_SHARED);
+                  stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);
 }
 
 // One block on each SM, up to 32 tokens. Panels that a block owns beyond two for each warp make further
 // passes over K, as even as can be; where it owns fewer, warps split K. False: fewer than two stages fit.
 static bool plan_tile_passes(const weight *w, int most_panels, int most_slices, lut_params *p) {
-    const int tokens = p->n_tokens <= 8 ? 8 : p->n_tokens <= 16 ? 16 : 32;
+    const int tokens = kernel_tokens(LUT_PATH_TILE, p->n_tokens);
     const int unit_bytes = (int)layout_unit_bytes(w->type, w->group_size),
               unit_cols = layout_unit_cols(w->group_size);
     const int passes = (p->cta_panels + most_panels - 1) / most_panels;
@@ -175,7 +248,7 @@ static bool plan_tile_passes(const weight *w, int most_panels, int most_slices, 
         p->k_slices > 1 ? p->tile_panels * p->k_slices * PANEL_ROWS * tokens * (int)sizeof(float) : 0;
     divide_shared(p, sums,
                   (int)round_up(p->tile_panels * p->k_slices * unit_bytes + tokens * p->x_row_bytes, 128),
-                  TILE_SHARED);
+                  128, SM_SHARED);
     return p->stages >= 2;
 }
 
@@ -189,30 +262,89 @@ static void plan_tile(const lut_device *device, const weight *w, lut_params *p) 
     assert(!"two stages of two panels and one slice always fit");
 }
 
-static int launch(const lut_device *device, const lut_gemm_args *args, int64_t first, int n_tokens,
-                  cudaStream_t stream, flute_error *err) {
+// Tiles: whole ones in waves, one for each SM at a time; what is left, up to twice as many, by stages of K in
+// equal parts. Where tiles are few and all but a tenth of the SMs can share them out without a block in two
+// tiles, that is cheaper than the last SMs are worth. A block has at least 256 columns of a tile, or it would
+// not be worth its start.
+static int plan_wide(const lut_device *device, const weight *w, int tile_tokens, lut_params *p) {
+    const wide_stage stage = wide_stage_of(weight_type_bits(w->type), w->group_size, tile_tokens);
+    const int blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
+    p->token_tiles = (p->n_tokens + tile_tokens - 1) / tile_tokens;
+    p->tile_stages = (blocks + stage.blocks - 1) / stage.blocks;
+    const int64_t tiles = (int64_t)p->token_tiles * ((p->n_panels + WIDE_PANELS - 1) / WIDE_PANELS);
+    int64_t n_ctas = device->n_sms;
+    if (tiles < n_ctas) {
+        const int64_t even = n_ctas / tiles * tiles;
+        if (even * 10 >= n_ctas * 9) n_ctas = even;
+        const int64_t worth = tiles * p->tile_stages * stage.blocks / 2;
+        if (n_ctas > worth) n_ctas = worth > 0 ? worth : 1;
+    }
+    p->waves = (int)(tiles % n_ctas ? (tiles > n_ctas ? tiles / n_ctas - 1 : 0) : tiles / n_ctas);
+    p->rest_tiles = (int)(tiles - p->waves * n_ctas);
+    p->flags = (uint32_t *)device->workspace;
+    p->partials = (float4 *)((uint8_t *)device->workspace + FLAGS_BYTES);
+    divide_shared(p, WIDE_SUMS_BYTES, stage.bytes, 1024, SM_SHARED);
+    assert(p->stages >= 2);
+    return (int)n_ctas;
+}
+
+static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_params *p, int tile_tokens,
+                       cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
-    const bool gemv = n_tokens <= GEMV_MAX_TOKENS;
-    lut_params p = make_params(args, first, n_tokens);
-    if (gemv)
-        plan_gemv(device, w, &p);
-    else
-        plan_tile(device, w, &p);
-    const cudaError_t code =
-        cuda_launch(pick_kernel(weight_type_bits(w->type), w->group_size, n_tokens),
-                    dim3((unsigned)((p.n_panels + p.cta_panels - 1) / p.cta_panels)),
-                    ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32,
-                    (size_t)(p.ring_at + p.stages * p.stage_bytes), stream, args->overlap, p);
+    const int n_ctas = plan_wide(device, w, tile_tokens, p);
+    arrange_params arrange = {};
+    arrange.x = p->x, arrange.x_stride = p->x_stride;
+    arrange.out = (uint8_t *)p->partials + partials_bytes(device);
+    arrange.n_tokens = p->n_tokens, arrange.n_cols = p->n_cols;
+    arrange.tile_tokens = tile_tokens, arrange.n_tiles = p->token_tiles;
+    arrange.n_blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
+    arrange.overlap = args->overlap;
+    p->x = arrange.out;
+    cudaError_t code = lut_arrange(arrange, stream);
+    if (code == cudaSuccess)
+        code = cuda_launch(pick_kernel(LUT_PATH_WIDE, weight_type_bits(w->type), w->group_size, tile_tokens),
+                           dim3((unsigned)n_ctas), WIDE_THREADS,
+                           (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, true, *p);
     return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
 }
 
-// More than 32 tokens go in pieces, and read the weights once for each.
+static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lut_path path, lut_params *p,
+                         cudaStream_t stream, flute_error *err) {
+    const weight *w = args->w;
+    const bool gemv = path == LUT_PATH_GEMV;
+    if (gemv)
+        plan_gemv(device, w, p);
+    else
+        plan_tile(device, w, p);
+    const cudaError_t code = cuda_launch(
+        pick_kernel(path, weight_type_bits(w->type), w->group_size, kernel_tokens(path, p->n_tokens)),
+        dim3((unsigned)((p->n_panels + p->cta_panels - 1) / p->cta_panels)),
+        ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes),
+        stream, args->overlap, *p);
+    return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
+}
+
+// What a path cannot take at once goes in pieces, each of which reads the weights.
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err) {
-    int code = check_arguments(args, err);
-    for (int64_t first = 0; code == FLUTE_OK && first < args->n_tokens; first += TILE_MAX_TOKENS) {
+    int code = check_arguments(device, args, err);
+    if (code != FLUTE_OK) return code;
+    const weight *w = args->w;
+    const lut_path path = args->path ? args->path : lut_gemm_path(device, w, args->n_tokens);
+    const int tokens = kernel_tokens(path, args->n_tokens);
+    int64_t piece = tokens;
+    if (path == LUT_PATH_WIDE) {
+        const int64_t tile_bytes = layout_padded_cols(w->n_cols, w->group_size) * 2 * tokens;
+        piece = ARRANGED_BYTES / tile_bytes * tokens;
+        if (piece == 0)
+            return fail(err, FLUTE_EINVAL, "lut_gemm: %lld columns are too many for %lld tokens",
+                        (long long)w->n_cols, (long long)args->n_tokens);
+    }
+    for (int64_t first = 0; code == FLUTE_OK && first < args->n_tokens; first += piece) {
         const int64_t left = args->n_tokens - first;
-        code = launch(device, args, first, left < TILE_MAX_TOKENS ? (int)left : TILE_MAX_TOKENS, stream, err);
+        lut_params p = make_params(args, first, left < piece ? (int)left : (int)piece);
+        code = path == LUT_PATH_WIDE ? launch_wide(device, args, &p, tokens, stream, err)
+                                     : launch_narrow(device, args, path, &p, stream, err);
     }
     return code;
 }

@@ -18,11 +18,15 @@ struct CUstream_st; // cudaStream_t
 typedef struct lut_device {
     int ordinal;
     int n_sms;
+    bool has_wide;   // the kernels for many tokens run here: compute capability 9.0, Hopper
+    void *workspace; // of those kernels, in device memory, so that one product at a time may run; or NULL
 } lut_device;
 
-// Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, or the
-// driver is too old; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
+// Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, the
+// driver is too old, or no memory; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
 int lut_device_open(lut_device *out, flute_error *err);
+// Once the device is idle; also after lut_device_open failed, or on zeros.
+void lut_device_close(lut_device *device);
 
 // What happens to a sum before it is stored. n is the row of W, m the token.
 typedef enum lut_epilogue {
@@ -32,6 +36,14 @@ typedef enum lut_epilogue {
     LUT_SILU_MUL,   // W in ROWS_GATE_UP order: y[m][c] = silu(gate sum) · up sum, bf16, N / 2 channels
     LUT_GELU_MUL,   // the same with GELU in its tanh form
 } lut_epilogue;
+
+// The kernels, to compare them; each takes any number of tokens.
+typedef enum lut_path {
+    LUT_PATH_AUTO, // what was measured to be fastest
+    LUT_PATH_GEMV, // four tokens at a time
+    LUT_PATH_TILE, // 32
+    LUT_PATH_WIDE, // where lut_device.has_wide
+} lut_path;
 
 // An RMS norm between two products, without a kernel of its own: the first one adds to the residual stream y,
 // leaves y times the norm's weight as bf16 and, block by block, the sum of the squares of y; the second one
@@ -65,14 +77,22 @@ typedef struct lut_gemm_args {
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
     bool overlap;
+    lut_path path;
 } lut_gemm_args;
+
+// Tokens beyond which LUT_PATH_WIDE rounds each weight (table value times scale) to bf16, as a dense bf16
+// model does, before it multiplies exactly; up to there, and on the other paths, weights are exact.
+enum { LUT_EXACT_TOKENS = 64 };
+
+// Which path LUT_PATH_AUTO is for this many tokens.
+lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens);
 
 // How many parts of squares a product of at most LUT_NORM_TOKENS tokens leaves.
 int lut_gemm_parts(const lut_device *device, const weight *w);
 
-// Queues the product on the stream; may be captured into a graph. Deterministic: the same call gives
-// the same bits. FLUTE_EINVAL: an argument that
-// the comments above forbid; FLUTE_EDEVICE: the launch failed.
+// Queues the product on the stream; may be captured into a graph. Two products of one device must not run at
+// the same time, on two streams (see lut_device.workspace). Deterministic: the same call gives the same bits.
+// FLUTE_EINVAL: an argument that the comments above forbid; FLUTE_EDEVICE: the launch failed.
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err);
 

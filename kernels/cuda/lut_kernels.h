@@ -2,6 +2,7 @@
 #ifndef FLUTE_CUDA_LUT_KERNELS_H
 #define FLUTE_CUDA_LUT_KERNELS_H
 
+#include <cuda_runtime.h>
 #include <stdint.h>
 
 #include "kernels/cuda/lut_gemm.h"
@@ -26,6 +27,12 @@ struct lut_params {
     // lut_tile: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage; bytes from one
     // token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
+    // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
+    // whose stages blocks share evenly; where blocks leave partial sums and tell each other so
+    int token_tiles, waves, rest_tiles, tile_stages;
+    int y_aligned; // rows of y can be stored four at a time
+    float4 *partials;
+    uint32_t *flags;
     lut_norm norm; // lut_gemv
     lut_next next;
     int factors_at;        // in shared memory: room for both
@@ -33,6 +40,35 @@ struct lut_params {
 };
 
 typedef void (*lut_kernel)(lut_params);
+
+// lut_wide: rows of a tile (64 for each warpgroup) and their panels.
+enum {
+    WIDE_GROUPS = 4,
+    WIDE_ROWS = 64 * WIDE_GROUPS,
+    WIDE_PANELS = WIDE_ROWS / 16,
+    WIDE_WARPS = 4 * WIDE_GROUPS
+};
+enum { WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
+enum { WIDE_PITCH = 20, WIDE_SUMS_BYTES = WIDE_WARPS * 8 * WIDE_PITCH * 4 }; // of its epilogue
+enum { WIDE_MAX_TOKENS = 128 };                                              // of its largest tile
+
+// A stage of its ring: codes and scales of 16 panels, then the arranged activations.
+struct wide_stage {
+    int blocks;      // of 128 columns
+    int panel_bytes; // from one panel to the next
+    int x_at, bytes;
+};
+
+// Few tokens: stages twice as long, because the copies are what an SM has not enough of.
+__host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, int tokens) {
+    wide_stage s = {};
+    s.blocks = tokens <= 32 && bits < 8 ? 2 : 1;
+    s.panel_bytes =
+        s.blocks * 16 * 128 * bits / 8 + (group >= 128 * s.blocks ? 1 : s.blocks * 128 / group) * 32;
+    s.x_at = (WIDE_PANELS * s.panel_bytes + 1023) / 1024 * 1024;
+    s.bytes = s.x_at + s.blocks * 128 * tokens * 2;
+    return s;
+}
 
 enum { GEMV_WARPS = 8, GEMV_MAX_TOKENS = 4, TILE_WARPS = 15, TILE_MAX_TOKENS = 32 };
 
@@ -53,5 +89,24 @@ lut_kernel lut_tile_w2(int group, int n_tiles);
 lut_kernel lut_tile_w3(int group, int n_tiles);
 lut_kernel lut_tile_w4(int group, int n_tiles);
 lut_kernel lut_tile_w8(int group, int n_tiles);
+
+// The kernel for tiles of 8, 16, 32, 64 or 128 tokens, sm_90a only; p.x: what lut_arrange wrote.
+lut_kernel lut_wide_w2(int group, int tokens);
+lut_kernel lut_wide_w3(int group, int tokens);
+lut_kernel lut_wide_w4(int group, int tokens);
+lut_kernel lut_wide_w8(int group, int tokens);
+
+// Activations in the order in which wgmma reads them: for each tile of tokens and each 64 columns one image
+// of tile_tokens × 128 bytes of shared memory, swizzled, with the columns of each 32 in the order of the
+// packed weights. Columns up to n_blocks · 128 and tokens up to whole tiles are zeros.
+struct arrange_params {
+    const uint8_t *x;
+    uint8_t *out;
+    int64_t x_stride; // bytes
+    int n_tokens, n_cols;
+    int tile_tokens, n_tiles, n_blocks;
+    int overlap;
+};
+cudaError_t lut_arrange(const arrange_params &p, cudaStream_t stream);
 
 #endif

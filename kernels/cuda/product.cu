@@ -18,7 +18,10 @@ enum {
 int product_device_open(product_device *out, flute_error *err) {
     *out = product_device{};
     int code = lut_device_open(&out->lut, err);
-    if (code) return code;
+    if (code) {
+        product_device_close(out);
+        return code;
+    }
     cudaError_t cuda = cudaStreamCreateWithFlags(&out->stream, cudaStreamNonBlocking);
     if (cuda == cudaSuccess) cuda = cudaMalloc(&out->workspace, WORKSPACE_BYTES);
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
@@ -40,6 +43,7 @@ void product_device_close(product_device *device) {
     if (device->cublas) cublasDestroy(device->cublas);
     cudaFree(device->workspace);
     if (device->stream) cudaStreamDestroy(device->stream);
+    lut_device_close(&device->lut);
     *device = product_device{};
 }
 

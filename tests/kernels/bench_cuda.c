@@ -2,7 +2,10 @@
 // to cuBLAS in bf16, for the shapes of the published models, and the chain of all projections of one token of
 // Llama-3-8B with its true dependencies; then the sampler. Exits with 77 where there is no device.
 //
-//     bench_cuda [WHAT...]      (lut4 lut3 lut2 int8 sampler; default all but int8)
+//     bench_cuda [--tokens M,M...] [--path PATH]... [WHAT...]
+//
+// WHAT: cublas lut4 lut3 lut2 sampler int8; default all but the last. PATH: auto gemv tile wide, each timed
+// in turn; default auto. From 64 tokens on, TFLOP/s instead of percent.
 //
 // Method: a CUDA graph of launches that rotate over 400 MB of weights, so that nothing comes from L2; the
 // host holds the stream back until the graph is queued; the median of 15 replays. Overlapped launches, as in
@@ -23,8 +26,9 @@ static const size_t ROTATE = (size_t)400 << 20;
 
 static const int64_t shapes[][2] = {{4096, 4096}, {6144, 4096},  {4096, 14336},
                                     {8192, 8192}, {28672, 4096}, {57344, 8192}};
-static const int tokens_of[] = {1, 2, 4, 8, 16, 32};
-enum { N_SHAPES = 6, N_TOKENS = 6 };
+enum { N_SHAPES = 6, MOST_TOKENS = 2048, CHAIN_TOKENS = 64, COMPUTE_TOKENS = 64 };
+static const char *const path_names[] = {"auto", "gemv", "tile", "wide"};
+enum { N_PATHS = 4, MOST_COUNTS = 16 };
 
 static void check(cudaError_t code, const char *what) {
     if (code == cudaSuccess) return;
@@ -46,6 +50,8 @@ typedef struct bench {
     size_t size;
     void *x, *y;
     double bandwidth; // GB/s
+    int tokens[MOST_COUNTS], n_counts;
+    bool paths[N_PATHS];
 } bench;
 
 static void CUDART_CB wait_for(void *flag) {
@@ -102,7 +108,8 @@ static weight make_weight(weight_type type, int64_t n_rows, int64_t n_cols, cons
     return w;
 }
 
-static void multiply(bench *b, const weight *w, const void *x, int n_tokens, void *y, lut_epilogue epilogue) {
+static void multiply(bench *b, const weight *w, lut_path path, const void *x, int n_tokens, void *y,
+                     lut_epilogue epilogue) {
     flute_error err;
     const lut_gemm_args args = {.w = w,
                                 .x = x,
@@ -111,18 +118,20 @@ static void multiply(bench *b, const weight *w, const void *x, int n_tokens, voi
                                 .y = y,
                                 .y_stride = epilogue == LUT_SILU_MUL ? w->n_rows / 2 : w->n_rows,
                                 .epilogue = epilogue,
-                                .overlap = true};
+                                .overlap = true,
+                                .path = path};
     check_flute(lut_gemm(&b->device, &args, b->stream, &err), &err);
 }
 
-static double time_shape(bench *b, weight_type type, int64_t n_rows, int64_t n_cols, int n_tokens) {
+static double time_shape(bench *b, weight_type type, lut_path path, int64_t n_rows, int64_t n_cols,
+                         int n_tokens) {
     const size_t size = layout_matrix_bytes(type, n_rows, n_cols, GROUP);
     const int copies = size > ROTATE / 3 ? 3 : (int)(ROTATE / size),
               n = copies > MIN_LAUNCHES ? copies : MIN_LAUNCHES;
     capture_begin(b);
     for (int i = 0; i < n; i++) {
         const weight w = make_weight(type, n_rows, n_cols, b->weights + (size_t)(i % copies) * size);
-        multiply(b, &w, b->x, n_tokens, b->y, LUT_STORE_F32);
+        multiply(b, &w, path, b->x, n_tokens, b->y, LUT_STORE_F32);
     }
     return capture_time(b) / n;
 }
@@ -142,7 +151,7 @@ static double time_cublas(bench *b, int64_t n_rows, int64_t n_cols, int n_tokens
 }
 
 // The projections of one token of Llama-3-8B, one after the other, each on the result of the one before.
-static double time_token(bench *b, weight_type type, int n_tokens, double *bytes) {
+static double time_token(bench *b, weight_type type, lut_path path, int n_tokens, double *bytes) {
     static const struct {
         int64_t n_rows, n_cols;
         lut_epilogue epilogue;
@@ -157,7 +166,7 @@ static double time_token(bench *b, weight_type type, int n_tokens, double *bytes
     for (int i = 0; i <= 128; i++) {
         const int step = i == 128 ? 4 : i % 4;
         const weight w = make_weight(type, steps[step].n_rows, steps[step].n_cols, at);
-        multiply(b, &w, in, n_tokens, out, steps[step].epilogue);
+        multiply(b, &w, path, in, n_tokens, out, steps[step].epilogue);
         void *swap = in;
         in = out, out = swap;
         at += w.size;
@@ -189,35 +198,53 @@ static void print_header(const char *title) {
     printf("  Llama-3-8B token\n");
 }
 
+// bytes: of weights.
+static void print_time(const bench *b, double us, double bytes, int64_t n_weights, int n_tokens) {
+    if (n_tokens >= COMPUTE_TOKENS)
+        printf("  %8.2f (%3.0fT)", us, (double)n_weights * n_tokens * 2 / us * 1e-6);
+    else
+        printf("  %8.2f (%3.0f%%)", us, bytes / us * 1e-3 / b->bandwidth * 100);
+}
+
+static void bench_path(bench *b, weight_type type, lut_path path) {
+    for (int m = 0; m < b->n_counts; m++) {
+        const int n_tokens = b->tokens[m];
+        printf("%-10s %5d", path_names[path], n_tokens);
+        for (int s = 0; s < N_SHAPES; s++) {
+            const double us = time_shape(b, type, path, shapes[s][0], shapes[s][1], n_tokens);
+            const double bytes = (double)layout_matrix_bytes(type, shapes[s][0], shapes[s][1], GROUP);
+            print_time(b, us, bytes, shapes[s][0] * shapes[s][1], n_tokens);
+        }
+        if (n_tokens <= CHAIN_TOKENS) {
+            double bytes;
+            const double us = time_token(b, type, path, n_tokens, &bytes);
+            printf("  %8.1f (%3.0f%%)", us, bytes / us * 1e-3 / b->bandwidth * 100);
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
 static void bench_type(bench *b, weight_type type) {
     fill_weights(b, type);
     print_header(weight_type_name(type));
-    for (int m = 0; m < N_TOKENS; m++) {
-        printf("%-12s %3d", "", tokens_of[m]);
-        for (int s = 0; s < N_SHAPES; s++) {
-            const double us = time_shape(b, type, shapes[s][0], shapes[s][1], tokens_of[m]);
-            const double bytes = (double)layout_matrix_bytes(type, shapes[s][0], shapes[s][1], GROUP);
-            printf("  %8.2f (%3.0f%%)", us, bytes / us * 1e-3 / b->bandwidth * 100);
-        }
-        double bytes;
-        const double us = time_token(b, type, tokens_of[m], &bytes);
-        printf("  %8.1f (%3.0f%%)\n", us, bytes / us * 1e-3 / b->bandwidth * 100);
-        fflush(stdout);
-    }
+    for (int path = 0; path < N_PATHS; path++)
+        if (b->paths[path]) bench_path(b, type, (lut_path)path);
 }
 
 static void bench_cublas(bench *b) {
     check(cudaMemset(b->weights, 0x3c, b->size),
           "cudaMemset"); // 0.0115: finite, and timing hardly depends on it
     print_header("cuBLAS bf16");
-    for (int m = 0; m < N_TOKENS; m++) {
-        printf("%-12s %3d", "", tokens_of[m]);
+    for (int m = 0; m < b->n_counts; m++) {
+        printf("%-10s %5d", "", b->tokens[m]);
         for (int s = 0; s < N_SHAPES; s++) {
-            const double us = time_cublas(b, shapes[s][0], shapes[s][1], tokens_of[m]);
-            printf("  %8.2f (%3.0f%%)", us,
-                   (double)(shapes[s][0] * shapes[s][1]) * 2 / us * 1e-3 / b->bandwidth * 100);
+            const double us = time_cublas(b, shapes[s][0], shapes[s][1], b->tokens[m]);
+            print_time(b, us, (double)(shapes[s][0] * shapes[s][1]) * 2, shapes[s][0] * shapes[s][1],
+                       b->tokens[m]);
         }
         printf("\n");
+        fflush(stdout);
     }
 }
 
@@ -263,10 +290,53 @@ static void bench_sampler(bench *b) {
     }
 }
 
+static int usage(const char *what) {
+    fprintf(stderr,
+            "bench_cuda: %s; say bench_cuda [--tokens M,M...] [--path auto|gemv|tile|wide]... "
+            "[cublas|lut4|lut3|lut2|sampler|int8]...\n",
+            what);
+    return 2;
+}
+
+// "1,16,64"
+static bool parse_tokens(bench *b, const char *text) {
+    for (b->n_counts = 0; *text && b->n_counts < MOST_COUNTS; text += *text == ',') {
+        char *end;
+        const long n = strtol(text, &end, 10);
+        if (end == text || (*end && *end != ',') || n < 1 || n > MOST_TOKENS) return false;
+        b->tokens[b->n_counts++] = (int)n;
+        text = end;
+    }
+    return *text == 0 && b->n_counts > 0;
+}
+
+static bool parse_path(bench *b, const char *name) {
+    for (int i = 0; i < N_PATHS; i++)
+        if (strcmp(name, path_names[i]) == 0) return b->paths[i] = true;
+    return false;
+}
+
+static bool is_known(const char *name) {
+    const int type = weight_type_parse(name);
+    return strcmp(name, "cublas") == 0 || strcmp(name, "sampler") == 0 ||
+           (type >= 0 && weight_is_quantized((weight_type)type));
+}
+
 int main(int argc, char **argv) {
+    static const char *const default_types[] = {"cublas", "lut4", "lut3", "lut2", "sampler"};
     bench b = {0};
     flute_error err = {0};
-    int n_devices = 0;
+    int n_devices = 0, first = 1;
+    parse_tokens(&b, "1,2,4,8,16,32,64,128,256,2048");
+    for (; first + 1 < argc && argv[first][0] == '-'; first += 2)
+        if (strcmp(argv[first], "--tokens") == 0 ? !parse_tokens(&b, argv[first + 1])
+            : strcmp(argv[first], "--path") == 0 ? !parse_path(&b, argv[first + 1])
+                                                 : true)
+            return usage(argv[first]);
+    for (int i = first; i < argc; i++)
+        if (!is_known(argv[i])) return usage(argv[i]);
+    if (!b.paths[LUT_PATH_GEMV] && !b.paths[LUT_PATH_TILE] && !b.paths[LUT_PATH_WIDE])
+        b.paths[LUT_PATH_AUTO] = true;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         printf("bench_cuda: skipped, no CUDA device\n");
         return 77;
@@ -281,32 +351,24 @@ int main(int argc, char **argv) {
     check(cudaStreamCreate(&b.stream), "cudaStreamCreate");
     b.size = (size_t)8800 << 20;
     check(cudaMalloc((void **)&b.weights, b.size), "cudaMalloc");
-    check(cudaMalloc(&b.x, (size_t)32 * 128256 * 4), "cudaMalloc");
-    check(cudaMalloc(&b.y, (size_t)32 * 128256 * 4), "cudaMalloc");
-    check(cudaMemset(b.x, 0x3c, (size_t)32 * 128256 * 4), "cudaMemset");
+    const size_t size = (size_t)MOST_TOKENS * 57344 * 4; // more than CHAIN_TOKENS of 128256
+    check(cudaMalloc(&b.x, size), "cudaMalloc");
+    check(cudaMalloc(&b.y, size), "cudaMalloc");
+    check(cudaMemset(b.x, 0x3c, size), "cudaMemset");
     if (cublasCreate(&b.cublas) != CUBLAS_STATUS_SUCCESS ||
         cublasSetStream(b.cublas, b.stream) != CUBLAS_STATUS_SUCCESS) {
         fprintf(stderr, "bench_cuda: cuBLAS does not start\n");
         return 1;
     }
-    if (argc == 1) {
-        bench_cublas(&b);
-        bench_type(&b, WEIGHT_LUT4);
-        bench_type(&b, WEIGHT_LUT3);
-        bench_type(&b, WEIGHT_LUT2);
-        bench_sampler(&b);
-    }
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "sampler") == 0) {
+    const char *const *types = first < argc ? (const char *const *)argv + first : default_types;
+    const int n_types = first < argc ? argc - first : (int)(sizeof default_types / sizeof *default_types);
+    for (int i = 0; i < n_types; i++)
+        if (strcmp(types[i], "cublas") == 0)
+            bench_cublas(&b);
+        else if (strcmp(types[i], "sampler") == 0)
             bench_sampler(&b);
-            continue;
-        }
-        const int type = weight_type_parse(argv[i]);
-        if (type < 0 || !weight_is_quantized((weight_type)type)) {
-            fprintf(stderr, "bench_cuda: %s is neither lut2, lut3, lut4, int8 nor sampler\n", argv[i]);
-            return 2;
-        }
-        bench_type(&b, (weight_type)type);
-    }
+        else
+            bench_type(&b, (weight_type)weight_type_parse(types[i]));
+    lut_device_close(&b.device);
     return 0;
 }

@@ -3,7 +3,8 @@
 // and the same bits twice; and rows of products that overlap. Prints TAP, whose plan says SKIP where there is
 // no device.
 //
-//     check_cuda [--small] [SEED [TYPE [TOKENS]]]     (0: all numbers of tokens)
+//     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
+//     wide)
 //
 // --small: less of each, for the emulator of tests/simt.
 #include <cuda_runtime_api.h>
@@ -68,6 +69,7 @@ typedef struct check_case {
     int64_t x_stride, y_stride;
     lut_epilogue epilogue;
     bool overlap;
+    lut_path path;
     bf16 *x;
 } check_case;
 
@@ -136,11 +138,34 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
                                 .y = y_buffer.data,
                                 .y_stride = c->y_stride,
                                 .epilogue = c->epilogue,
-                                .overlap = c->overlap};
+                                .overlap = c->overlap,
+                                .path = c->path};
     const int code = lut_gemm(device, &args, NULL, err);
     check(cudaDeviceSynchronize(), "lut_gemm");
     check(cudaMemcpy(y, y_buffer.data, y_size, cudaMemcpyDeviceToHost), "copy of the result");
     return code;
+}
+
+// To nearest even, from double in one step: by way of a float that is rounded to odd.
+static bf16 bf16_from_double(double v) {
+    float f = (float)v;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof f);
+    if ((double)f != v) bits = (bits - (fabs((double)f) > fabs(v))) | 1;
+    memcpy(&f, &bits, sizeof f);
+    return bf16_from_float(f);
+}
+
+// One row as lut_wide multiplies it for many tokens: the scale as the sum of two bf16, the first product
+// rounded, then their sum.
+static void rounded_row(const weight *w, int64_t row, float *out) {
+    for (int64_t k = 0; k < w->n_cols; k++) {
+        const unsigned code = layout_code(w, row, k);
+        const float value = w->type == WEIGHT_INT8 ? (float)((int)code - 128) : bf16_to_float(w->table[code]);
+        const float scale = layout_scale(w, row, k), high = bf16_to_float(bf16_from_float(scale));
+        const float low = bf16_to_float(bf16_from_float(value * (scale - high)));
+        out[k] = bf16_to_float(bf16_from_double((double)value * high + low));
+    }
 }
 
 // The sum of one row and token, and the sum of the sizes of its terms.
@@ -179,7 +204,10 @@ static double element_error(const check_case *c, const uint8_t *y, int64_t token
 }
 
 // The largest error over rows, all of them or a sample; at most 1 is right.
-static double case_error(const check_case *c, const uint8_t *y) {
+static double case_error(const lut_device *device, const check_case *c, const uint8_t *y) {
+    const lut_path path = c->path ? c->path : lut_gemm_path(device, &c->w, c->n_tokens);
+    void (*get_row)(const weight *, int64_t, float *) =
+        path == LUT_PATH_WIDE && c->n_tokens > LUT_EXACT_TOKENS ? rounded_row : weight_row;
     const int64_t channels = c->w.n_rows / (is_gate_up(c) ? 2 : 1);
     const double work = (double)channels * (double)c->w.n_cols * c->n_tokens;
     const int64_t wanted = work < 5e6 ? channels : (int64_t)(5e6 / ((double)c->w.n_cols * c->n_tokens)) + 1;
@@ -188,8 +216,8 @@ static double case_error(const check_case *c, const uint8_t *y) {
     for (int64_t i = 0; i < wanted; i++) {
         const int64_t channel = wanted == channels ? i : random_below((int)channels);
         const int64_t first = is_gate_up(c) ? channel / 8 * 16 + channel % 8 : channel;
-        weight_row(&c->w, first, row);
-        if (is_gate_up(c)) weight_row(&c->w, first + 8, row_up);
+        get_row(&c->w, first, row);
+        if (is_gate_up(c)) get_row(&c->w, first + 8, row_up);
         for (int64_t token = 0; token < c->n_tokens; token++)
             worst = fmax(worst, element_error(c, y, token, channel, row, row_up));
     }
@@ -208,6 +236,9 @@ static bool case_gaps_untouched(const check_case *c, const uint8_t *y) {
     return true;
 }
 
+static const char *const path_names[] = {"auto", "gemv", "tile", "wide"};
+enum { N_PATHS = 4 };
+
 // Runs a case twice; prints what is wrong with it.
 static bool case_check(const lut_device *device, check_case *c) {
     const size_t y_size = (size_t)(c->n_tokens * c->y_stride) * (is_bf16(c) ? 2 : 4);
@@ -222,12 +253,12 @@ static bool case_check(const lut_device *device, check_case *c) {
         wrong = "two runs differ";
     else if (!case_gaps_untouched(c, y))
         wrong = "wrote outside its rows";
-    else if ((error = case_error(c, y)) > 1)
+    else if ((error = case_error(device, c, y)) > 1)
         wrong = "wrong sums";
     if (wrong)
-        printf("# %s g%d N=%lld K=%lld M=%d epilogue %d%s: %s (error %.3g times the allowed)\n",
+        printf("# %s g%d N=%lld K=%lld M=%d %s epilogue %d%s: %s (error %.3g times the allowed)\n",
                weight_type_name(c->w.type), c->w.group_size, (long long)c->w.n_rows, (long long)c->w.n_cols,
-               c->n_tokens, c->epilogue, c->overlap ? " overlapped" : "", wrong, error);
+               c->n_tokens, path_names[c->path], c->epilogue, c->overlap ? " overlapped" : "", wrong, error);
     free(y);
     free(again);
     return !wrong;
@@ -255,7 +286,7 @@ static void random_small_shape(int kind, int group_size, int64_t *n_rows, int64_
 
 static const weight_type types[] = {WEIGHT_LUT2, WEIGHT_LUT3, WEIGHT_LUT4, WEIGHT_INT8};
 static const int all_tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 32, 33, 64, 128, 300};
-static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33};
+static const int few_tokens[] = {1, 2, 3, 4, 5, 8, 17, 32, 33, 65};
 enum { N_TYPES = 4, SHAPES = 3 };
 
 enum { CHAIN = 4, CHAIN_WIDTH = 256 };
@@ -279,7 +310,8 @@ static int chain_run(const lut_device *device, const check_case *c, bool overlap
                                     .y = buffers[1 - i % 2].data,
                                     .y_stride = CHAIN_WIDTH,
                                     .epilogue = LUT_STORE_BF16,
-                                    .overlap = overlap};
+                                    .overlap = overlap,
+                                    .path = c->path};
         code = lut_gemm(device, &args, NULL, err);
         if (!overlap) check(cudaDeviceSynchronize(), "lut_gemm");
     }
@@ -288,11 +320,12 @@ static int chain_run(const lut_device *device, const check_case *c, bool overlap
 }
 
 // Products that overlap leave the same bits as ones that wait for each other.
-static bool check_chain(const lut_device *device, weight_type type, int n_tokens) {
+static bool check_chain(const lut_device *device, weight_type type, int n_tokens, int only_path) {
     check_case c = case_random(type, 64, n_tokens, CHAIN_WIDTH, CHAIN_WIDTH);
     const size_t n = (size_t)n_tokens * CHAIN_WIDTH;
     bf16 *waiting = host_memory(n * sizeof *waiting), *overlapping = host_memory(n * sizeof *overlapping);
     flute_error err = {0};
+    c.path = only_path >= 0 ? (lut_path)only_path : LUT_PATH_AUTO;
     for (size_t i = 0; i < n; i++) c.x[i] = bf16_from_float(random_float()); // no gaps between the rows
     bool good = chain_run(device, &c, false, waiting, &err) == FLUTE_OK &&
                 chain_run(device, &c, true, overlapping, &err) == FLUTE_OK;
@@ -309,8 +342,9 @@ static bool check_chain(const lut_device *device, weight_type type, int n_tokens
     return good;
 }
 
-// One type and number of tokens, every group size.
-static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens) {
+// One type and number of tokens, every group size, some path.
+static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens,
+                         int only_path) {
     bool good = true;
     for (int group_size = 32; group_size <= 256; group_size *= 2)
         for (int i = 0; i < SHAPES; i++) {
@@ -320,6 +354,8 @@ static bool check_groups(const lut_device *device, bool small, weight_type type,
             else
                 random_shape(group_size, n_tokens, &n_rows, &n_cols);
             check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
+            const int path = random_below(device->has_wide ? N_PATHS : LUT_PATH_WIDE);
+            c.path = (lut_path)(only_path >= 0 ? only_path : path);
             good = case_check(device, &c) && good;
             case_free(&c);
         }
@@ -347,6 +383,9 @@ int main(int argc, char **argv) {
     printf("1..%d\n# seed %llu\n", N_TYPES * n_counts, (unsigned long long)seed);
     const int only_type = argc > 2 ? weight_type_parse(argv[2]) : -1,
               only_tokens = argc > 3 ? atoi(argv[3]) : 0;
+    int only_path = -1;
+    for (int i = 0; argc > 4 && i < N_PATHS; i++)
+        if (strcmp(argv[4], path_names[i]) == 0) only_path = i;
     for (int t = 0; t < N_TYPES; t++)
         for (int m = 0; m < n_counts; m++) {
             if ((only_type >= 0 && (int)types[t] != only_type) ||
@@ -354,12 +393,13 @@ int main(int argc, char **argv) {
                 printf("ok %d # SKIP not asked for\n", t * n_counts + m + 1);
                 continue;
             }
-            bool good = check_groups(&device, small, types[t], tokens_of[m]);
-            good = check_chain(&device, types[t], tokens_of[m]) && good;
+            bool good = check_groups(&device, small, types[t], tokens_of[m], only_path);
+            good = check_chain(&device, types[t], tokens_of[m], only_path) && good;
             printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * n_counts + m + 1,
                    weight_type_name(types[t]), tokens_of[m]);
             fflush(stdout);
             failed += !good;
         }
+    lut_device_close(&device);
     return failed > 0;
 }

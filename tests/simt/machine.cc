@@ -37,15 +37,16 @@ namespace {
 enum { STACK = 64 * 1024, PAGE = 4096, STAGGER = 64 * 11 };
 
 struct stack_pool {
-    int index; // of the thread, in either machine
+    int set, index; // of the machine; of the thread
     context::stack_context allocate() const {
-        static uint8_t *all = nullptr;
+        static std::vector<uint8_t *> sets;
+        if ((int)sets.size() <= set) sets.resize((size_t)set + 1);
+        uint8_t *&all = sets[(size_t)set];
         if (!all) {
-            all = (uint8_t *)mmap(nullptr, (size_t)2 * MAX_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE,
+            all = (uint8_t *)mmap(nullptr, (size_t)MAX_THREADS * (STACK + PAGE), PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (all == MAP_FAILED) stop("no memory for stacks");
-            for (int i = 0; i < 2 * MAX_THREADS; i++)
-                mprotect(all + (size_t)i * (STACK + PAGE), PAGE, PROT_NONE);
+            for (int i = 0; i < MAX_THREADS; i++) mprotect(all + (size_t)i * (STACK + PAGE), PAGE, PROT_NONE);
         }
         context::stack_context stack;
         stack.size = STACK - (size_t)(index % 12) * STAGGER;
@@ -84,7 +85,10 @@ struct landing {
 
 enum { BARRIERS = 16 };
 
+int n_machines;
+
 struct machine {
+    int stacks = n_machines++;
     const launch *what;
     context::fiber scheduler;
     uint3 block;
@@ -102,6 +106,10 @@ struct machine {
 
 // Two, because a block of the kernel behind may have begun. m is the one that runs.
 machine machines[2], *m = machines;
+// Blocks that wait for flags of others of the same kernel, and machines for more of them; whether one has
+// seen what it waits for.
+std::deque<std::unique_ptr<machine>> parked, spare;
+bool woken;
 const launch *next_launch; // the kernel behind, if it may overlap the one that runs
 uint64_t random_state, seed = 1;
 long n_launches;
@@ -224,9 +232,8 @@ void resume(warp &w, int number, int lane) {
     this_warp = &w, this_lane = lane;
     set_builtins();
     if (!t.fiber)
-        t.fiber = context::fiber(std::allocator_arg,
-                                 stack_pool{(int)(m - machines) * MAX_THREADS + number * LANES + lane},
-                                 thread_main);
+        t.fiber =
+            context::fiber(std::allocator_arg, stack_pool{m->stacks, number * LANES + lane}, thread_main);
     t.waits_for = nullptr;
     t.fiber = std::move(t.fiber).resume();
 }
@@ -246,7 +253,7 @@ void prepare_block() {
     for (int i = 0; i < m->n_warps; i++) {
         warp &w = m->warps[i];
         const int lanes = m->n_threads - i * LANES;
-        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_dependency = 0;
+        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_dependency = w.at_flag = 0;
         w.all = w.live = w.ready = lanes < LANES ? (1u << lanes) - 1 : ~0u;
     }
     // Any order is right for a kernel that is; each block gets another one.
@@ -277,13 +284,17 @@ void run_ready() {
     }
 }
 
-void finish_block() {
+// False: the block waits for a flag of another.
+bool finish_block() {
     for (run_ready(); m->live > 0; run_ready())
         if (!land_one()) {
             this_warp = nullptr;
+            for (int i = 0; i < m->n_warps; i++)
+                if (m->warps[i].at_flag) return false;
             stop("deadlock: %d threads wait, and nothing can wake them", m->live);
         }
     check_end_of_block();
+    return true;
 }
 
 void begin(const launch &what) {
@@ -357,6 +368,37 @@ void start_next() {
     if (this_warp) set_builtins();
 }
 
+// Puts the block that waits aside. On a GPU it keeps its SM.
+void park_block() {
+    int n_sms = 0;
+    cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
+    if ((int)parked.size() >= n_sms)
+        stop("more blocks than the %d SMs wait for each other: some may never start", n_sms);
+    swap_out_shared(true);
+    if (spare.empty()) spare.emplace_back(new machine()); // zeros
+    parked.push_back(std::move(spare.back()));
+    spare.pop_back();
+    std::swap(*parked.back(), *m);
+    begin(*parked.back()->what);
+    m->is_early = false;
+}
+
+// Lets each block that was put aside look again.
+void try_parked_blocks() {
+    for (size_t n = parked.size(); n > 0; n--) {
+        std::unique_ptr<machine> block = std::move(parked.front());
+        parked.pop_front();
+        std::swap(*block, *m);
+        spare.push_back(std::move(block));
+        swap_out_shared(false);
+        for (int i = 0; i < m->n_warps; i++) {
+            warp &w = m->warps[i];
+            w.ready |= w.at_flag, w.at_flag = 0;
+        }
+        if (!finish_block()) park_block();
+    }
+}
+
 // Lets a block that has begun early go on.
 void end_early() {
     swap_out_shared(false);
@@ -390,7 +432,12 @@ void run(const launch &what, const launch *next) {
             set_block((first + i) % n);
             prepare_block();
         }
-        finish_block();
+        if (!finish_block()) park_block();
+    }
+    while (!parked.empty()) {
+        woken = false;
+        try_parked_blocks();
+        if (!woken) stop("deadlock: %zu blocks wait for flags that nobody sets", parked.size());
     }
     m->what = nullptr;
 }
@@ -569,6 +616,14 @@ bool mbarrier_done(uint32_t at, uint32_t parity) {
 
 void mbarrier_wait(uint32_t at, uint32_t parity) {
     while (!mbarrier_done(at, parity)) {}
+}
+
+void flag_wait(const uint32_t *flag) {
+    while (!*flag) {
+        this_warp->at_flag |= 1u << this_lane;
+        suspend("waits for a flag of another block");
+    }
+    woken = true;
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still

@@ -1,10 +1,10 @@
 // The emulator's core, as its CUDA headers use it: blocks of threads whose threads are fibers of one OS
 // thread.
 //
-// A grid's blocks run one after another. Inside of a block a fiber runs until it has to wait (for its warp, a
-// barrier, a copy) and the next one that is ready goes on; the order of warps and lanes is drawn for each
-// block, so that a missing barrier shows. When nobody can go on, one asynchronous copy lands; when there is
-// none, the emulator says who waits for what, and aborts.
+// A grid's blocks run one after another; one that waits for a flag of another makes way. Inside of a block a
+// fiber runs until it has to wait (for its warp, a barrier, a copy) and the next one that is ready goes on;
+// the order of warps and lanes is drawn for each block, so that a missing barrier shows. When nobody can go
+// on, one asynchronous copy lands; when there is none, the emulator says who waits for what, and aborts.
 #ifndef FLUTE_SIMT_SIMT_H
 #define FLUTE_SIMT_SIMT_H
 
@@ -46,9 +46,9 @@ void run(const launch &what, const launch *next);
 // in turn, so that a lane may still read while another is at the next meeting already.
 struct warp {
     alignas(16) uint8_t slots[2][LANES * MAX_SLOT];
-    int turn;                                                   // slots of the next meeting
-    const char *meeting;                                        // what the lanes that have arrived are at
-    uint32_t all, live, ready, met, at_mbarrier, at_dependency; // lanes
+    int turn;            // slots of the next meeting
+    const char *meeting; // what the lanes that have arrived are at
+    uint32_t all, live, ready, met, at_mbarrier, at_dependency, at_flag; // lanes
 };
 
 extern warp *this_warp;
@@ -83,6 +83,9 @@ void mbarrier_init(uint32_t at, uint32_t arrivals);
 void mbarrier_arrive(uint32_t at, uint32_t bytes_expected);
 bool mbarrier_done(uint32_t at, uint32_t parity); // otherwise other threads run first
 void mbarrier_wait(uint32_t at, uint32_t parity);
+
+// Waits for a word of global memory that another block sets.
+void flag_wait(const uint32_t *flag);
 
 // Asynchronous copies: by block, completing an mbarrier; by thread, in groups.
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier);

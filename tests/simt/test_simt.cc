@@ -112,6 +112,79 @@ static void test_mma(void **) {
         }
 }
 
+// d (64 × 16) = 1 + a (64 × 64) · bᵀ (16 × 64) by four steps of k = 16. wrong: 1, B changes under way; 2, no
+// fence.
+static __global__ void wgmma_kernel(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *d, int wrong) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    uint8_t *const tile = smem + 1024;
+    const int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    for (int i = (int)threadIdx.x; i < 16 * 8; i += 128) { // chunk i % 8 of row i / 8, swizzled
+        const int row = i / 8, chunk = i % 8;
+        *(uint4 *)(tile + row * 128 + (chunk ^ row % 8) * 16) = *(const uint4 *)(b + row * 64 + chunk * 8);
+    }
+    __syncthreads();
+    float sums[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    auto pair = [](const __nv_bfloat16 *at) { return *(const uint32_t *)at; };
+    if (wrong != 2) wgmma_fence();
+    for (uint32_t k = 0; k < 4; k++) {
+        const __nv_bfloat16 *top = a + (warp * 16 + g) * 64 + k * 16 + 2 * t, *bottom = top + 8 * 64;
+        wgmma(sums, pair(top), pair(bottom), pair(top + 8), pair(bottom + 8),
+              wgmma_descriptor(shared_address(tile) + k * 32), 1);
+    }
+    wgmma_commit();
+    if (wrong == 1) *(uint32_t *)tile = 0;
+    wgmma_wait<0>();
+    wgmma_settle(sums);
+    for (int i = 0; i < 8; i++) d[(warp * 16 + g + i / 2 % 2 * 8) * 16 + i / 4 * 8 + 2 * t + i % 2] = sums[i];
+}
+
+static void run_wgmma(const std::vector<__nv_bfloat16> &a, const std::vector<__nv_bfloat16> &b, int wrong,
+                      std::vector<float> *v) {
+    device_array<__nv_bfloat16> on_a(a), on_b(b);
+    device_array<float> d(64 * 16);
+    assert_int_equal(launch(wgmma_kernel, 1, 128, 1024 + 2048, on_a.data, on_b.data, d.data, wrong),
+                     cudaSuccess);
+    *v = d.read();
+}
+
+static void test_wgmma(void **) {
+    std::vector<__nv_bfloat16> a(64 * 64), b(16 * 64);
+    for (size_t i = 0; i < a.size(); i++) a[i] = (float)((int)(i * 7 % 13) - 6);
+    for (size_t i = 0; i < b.size(); i++) b[i] = (float)((int)(i * 5 % 11) - 5) * 0.25f;
+    std::vector<float> v;
+    run_wgmma(a, b, 0, &v);
+    for (size_t row = 0; row < 64; row++)
+        for (size_t column = 0; column < 16; column++) {
+            float sum = 1;
+            for (size_t k = 0; k < 64; k++) sum += (float)a[row * 64 + k] * (float)b[column * 64 + k];
+            assert_true(v[row * 16 + column] == sum);
+        }
+}
+
+static void run_wrong_wgmma(int wrong) {
+    std::vector<float> v;
+    run_wgmma(std::vector<__nv_bfloat16>(64 * 64, 1.0f), std::vector<__nv_bfloat16>(16 * 64, 1.0f), wrong,
+              &v);
+}
+
+// Every block waits for the one behind it, the last for nobody; silent: nobody sets a flag.
+static __global__ void flags_kernel(uint32_t *flags, bool silent) {
+    if (blockIdx.x + 1 < gridDim.x) flag_wait(flags + blockIdx.x + 1);
+    __syncthreads();
+    if (threadIdx.x == 0 && !silent) flag_set(flags + blockIdx.x);
+}
+
+static void run_flags(int n_blocks, bool silent) {
+    simt_set_sms(4);
+    device_array<uint32_t> flags(std::vector<uint32_t>((size_t)n_blocks, 0u));
+    assert_int_equal(launch(flags_kernel, n_blocks, 64, 0, flags.data, silent), cudaSuccess);
+    for (uint32_t flag : flags.read()) assert_int_equal(flag, 1);
+}
+
+static void test_blocks_that_wait(void **) {
+    run_flags(4, false);
+}
+
 static __global__ void matrices_kernel(uint32_t *out) {
     extern __shared__ __align__(1024) uint8_t smem[];
     const int lane = (int)threadIdx.x;
@@ -527,6 +600,10 @@ static const struct {
     {"byte 64 of shared memory was written, of 64", [] { launch(overflow_kernel, 1, 1, 64); }},
     {"not aligned to 16",
      [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
+    {"wgmma: B changed while it was being read", [] { run_wrong_wgmma(1); }},
+    {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
+    {"blocks wait for flags that nobody sets", [] { run_flags(4, true); }},
+    {"more blocks than the", [] { run_flags(9, true); }},
     {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},
     {"4096 bytes behind the start of an allocation of 4096", [] { run_store(4096, 4096); }},
@@ -563,6 +640,8 @@ int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_warp_functions),
         cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_wgmma),
+        cmocka_unit_test(test_blocks_that_wait),
         cmocka_unit_test(test_load_matrix),
         cmocka_unit_test(test_bits_and_numbers),
         cmocka_unit_test(test_block_with_a_partial_warp),

@@ -6,7 +6,9 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <deque>
 #include <stdint.h>
+#include <vector>
 
 enum { WARP = 32 };
 
@@ -35,7 +37,9 @@ __device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
     return inside ? load_global4(p) : make_uint4(0, 0, 0, 0);
 }
 
-__device__ __forceinline__ void prefetch_l2(const void *) {}
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    (void)p;
+}
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     simt::mbarrier_init(barrier, (uint32_t)arrivals);
@@ -154,6 +158,214 @@ __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
 
 __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, (int)threadIdx.x % WARP);
+}
+
+// ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
+
+__device__ __forceinline__ void give_up() {
+    simt::stop("give_up");
+}
+
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (at & 0x3ffff) >> 4;
+}
+
+namespace simt {
+
+// The B operand that a matrix descriptor describes (PTX ISA, "Matrix descriptor" and "Strides" of wgmma),
+// K-major: bits 0 to 13, 16 to 29 and 32 to 45 are the start address, leading and stride byte offset, each
+// without its last four bits; 49 to 51 the base offset; 62 and 63 the swizzle. In the 128-byte swizzle a
+// group of eight rows is 8 × 128 bytes, groups are a stride byte offset apart, and the leading one does not
+// matter; bits 4 to 6 of an address are exchanged by those xor bits 7 to 9.
+struct wgmma_operand {
+    uint64_t descriptor;
+    float at(int n, int k) const {
+        const uint32_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+        const uint32_t linear = start + n / 8 * stride + n % 8 * 128 + k * 2;
+        return __uint_as_float((uint32_t) * (const uint16_t *)shared_at(linear ^ (linear >> 7 & 7) << 4, 2, 2)
+                               << 16);
+    }
+    void check() const {
+        if (descriptor >> 62 != 1 || descriptor >> 49 & 7 || descriptor & 0x3ff1c000c000c000ull)
+            stop("wgmma: descriptor %#llx is not one of the 128-byte swizzle",
+                 (unsigned long long)descriptor);
+        if ((descriptor & 0x3f) + 1 >= 8)
+            stop("wgmma: the operand does not start in the first row of a group");
+    }
+};
+
+// What a lane has started: its share of A, and where its sums go. B is read, and sums change, when somebody
+// waits; B must still be what it was at the start.
+struct wgmma_started {
+    float *d;
+    int n;
+    uint32_t a[4];
+    wgmma_operand b;
+    int add;
+    uint64_t b_hash;
+};
+
+inline std::vector<wgmma_started> wgmma_open[MAX_THREADS];               // not committed
+inline std::deque<std::vector<wgmma_started>> wgmma_groups[MAX_THREADS]; // committed
+inline bool wgmma_fenced[MAX_THREADS];
+
+inline void split_bf16(uint32_t v, float (&to)[2]) {
+    to[0] = __uint_as_float(v << 16), to[1] = __uint_as_float(v & 0xffff0000u);
+}
+
+inline uint64_t wgmma_hash(const wgmma_operand &b, int n) {
+    uint64_t hash = 14695981039346656037u; // FNV-1a
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < 16; k++) hash = (hash ^ __float_as_uint(b.at(i, k))) * 1099511628211u;
+    return hash;
+}
+
+inline void wgmma_start(float *d, int n, const uint32_t (&a)[4], uint64_t b, int add) {
+    const unsigned me = threadIdx.x;
+    if (!wgmma_fenced[me]) stop("wgmma without a wgmma_fence since registers were written");
+    const wgmma_started w = {d, n, {a[0], a[1], a[2], a[3]}, {b}, add, 0};
+    const uint64_t *all = exchange(b ^ (uint64_t)(add != 0) << 15, "wgmma");
+    for (int i = 0; i < LANES; i++)
+        if (all[i] != all[this_lane]) stop("wgmma: lanes bring different descriptors");
+    w.b.check();
+    wgmma_open[me].push_back(w);
+    if (this_lane == 0) wgmma_open[me].back().b_hash = wgmma_hash(w.b, n);
+}
+
+inline void wgmma_perform(const wgmma_started &w) {
+    if (this_lane == 0 && wgmma_hash(w.b, w.n) != w.b_hash) stop("wgmma: B changed while it was being read");
+    struct fragment {
+        float a[4][2];
+    } mine;
+    for (int i = 0; i < 4; i++) split_bf16(w.a[i], mine.a[i]);
+    const fragment *all = exchange(mine, "wgmma_wait");
+    const int g = this_lane / 4, t = this_lane % 4;
+    for (int j = 0; j < w.n / 2; j++) { // row g or g + 8, column 8 · (j / 4) + 2t or 2t + 1
+        const int high = j / 2 % 2, column = j / 4 * 8 + 2 * t + j % 2;
+        float sum = w.add ? w.d[j] : 0.0f;
+        for (int k = 0; k < 16; k++)
+            sum += all[g * 4 + k % 8 / 2].a[k / 8 * 2 + high][k % 2] * w.b.at(column, k);
+        w.d[j] = sum;
+    }
+}
+
+} // namespace simt
+
+__device__ __forceinline__ void wgmma_fence() {
+    simt::wgmma_fenced[threadIdx.x] = true;
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+    simt::wgmma_groups[threadIdx.x].push_back(std::move(simt::wgmma_open[threadIdx.x]));
+    simt::wgmma_open[threadIdx.x].clear();
+    simt::wgmma_fenced[threadIdx.x] = false;
+}
+
+template <int left> __device__ __forceinline__ void wgmma_wait() {
+    std::deque<std::vector<simt::wgmma_started>> &groups = simt::wgmma_groups[threadIdx.x];
+    for (; (int)groups.size() > left; groups.pop_front())
+        for (const simt::wgmma_started &w : groups.front()) simt::wgmma_perform(w);
+}
+
+template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N]) {
+    (void)d;
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 8, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[8], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 16, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[16], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 32, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 64, {a0, a1, a2, a3}, b, add);
+}
+
+__device__ __forceinline__ void wgmma(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                      uint64_t b, int add) {
+    simt::wgmma_start(d, 128, {a0, a1, a2, a3}, b, add);
+}
+
+template <int registers> __device__ __forceinline__ void registers_give_up() {}
+
+template <int registers> __device__ __forceinline__ void registers_take() {}
+
+__device__ __forceinline__ void copy_shared_by_many(uint32_t to, const void *from, uint32_t bytes,
+                                                    uint32_t barrier) {
+    simt::copy_bulk(to, from, bytes, barrier);
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    simt::mbarrier_arrive(barrier, 0);
+}
+
+namespace simt {
+
+// Rounds once: first to odd, to 24 bits, which decides no tie.
+inline uint16_t bf16_of(double v) {
+    float f = (float)v;
+    if ((double)f != v) {
+        uint32_t bits = __float_as_uint(f);
+        if (fabs((double)f) > fabs(v)) bits--;
+        f = __uint_as_float(bits | 1);
+    }
+    return bf16_from_float(f);
+}
+
+template <typename F> inline uint32_t bf16x2_each(uint32_t a, uint32_t b, uint32_t c, F f) {
+    float x[2], y[2], z[2];
+    split_bf16(a, x), split_bf16(b, y), split_bf16(c, z);
+    return bf16_of(f((double)x[0], (double)y[0], (double)z[0])) |
+           (uint32_t)bf16_of(f((double)x[1], (double)y[1], (double)z[1])) << 16;
+}
+
+} // namespace simt
+
+__device__ __forceinline__ uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
+    return simt::bf16x2_each(a, b, c, [](double x, double y, double z) { return x * y + z; });
+}
+
+__device__ __forceinline__ uint32_t bf16x2_mul(uint32_t a, uint32_t b) {
+    return simt::bf16x2_each(a, b, 0, [](double x, double y, double) { return x * y; });
+}
+
+__device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
+    return simt::bf16x2_each(a, b, 0, [](double x, double y, double) { return x + y; });
+}
+
+__device__ __forceinline__ float4 load_partial(const float4 *p) {
+    return *p;
+}
+
+__device__ __forceinline__ void store_partial(float4 *p, float4 v) {
+    *p = v;
+}
+
+__device__ __forceinline__ void add_global4(float *p, float4 v) {
+    if ((uintptr_t)p % 16) simt::stop("add_global4 to %p: not aligned to 16", (void *)p);
+    p[0] += v.x, p[1] += v.y, p[2] += v.z, p[3] += v.w;
+}
+
+__device__ __forceinline__ uint32_t counter_next(uint32_t *counter) {
+    return ++*counter;
+}
+
+__device__ __forceinline__ void flag_set(uint32_t *flag) {
+    *flag = 1;
+}
+
+__device__ __forceinline__ void flag_wait(const uint32_t *flag) {
+    simt::flag_wait(flag);
 }
 
 #endif

@@ -1,0 +1,477 @@
+// y = x · Wᵀ for many tokens on Hopper: prompts, and batches that lut_tile is too narrow for.
+//
+// Work. A tile is 256 rows × 8 to 128 tokens. Four warpgroups take 64 rows of it each with wgmma, weights as
+// the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in which
+// wgmma wants them. Tokens are the B operand, in shared memory. Every SM runs one block of threads. Blocks
+// take whole tiles in waves, neighbours at the same time, so that W and x are shared through L2; the stages
+// of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add
+// up their sums.
+//
+// The stream. Two more warps fill a ring. A stage is 128 columns (256 for few tokens): codes and scales of 16
+// panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in shared
+// memory. The first weights are under way before the kernels ahead have finished.
+//
+// Sums. Up to 64 tokens a group's fp32 sums are multiplied by its scale, as in the other kernels, and results
+// are exact to fp32. Beyond, 64 more registers a thread are not to be had: table value × scale is rounded to
+// bf16 once, as a dense bf16 model's weights are.
+//
+// A tile shared by several blocks. Whoever goes on to another tile leaves all its sums in global memory; the
+// others divide the tokens among themselves, leave what is not theirs, wait for each other and add to their
+// own sums those of the others, in the order of the blocks. Nobody waits before its last tile, and all blocks
+// of a grid are resident.
+//
+// Roofline on an H200, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
+//
+//   tokens         DRAM  tensor cores  shared memory: table + codes in and out + B out and (of a fourth) in
+//   16             29      8           16 + 8 + 4 + 1 = 29
+//   32             29     16           16 + 8 + 8 + 2 = 34
+//   64             29     32           16 + 8 + 16 + 4 = 44
+//   128            15     64           16 + 8 + 32 + 8 = 64
+//
+// DRAM counts for one tile of tokens (two at 128). Shared memory is the limit up to 64 tokens and a tie with
+// the tensor cores beyond. Codes at 2 and 3 bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and
+// codes
+// 16. A taller tile would leave no registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and
+// asks L2 for half as many bytes again (36 a clock instead of 24). Instructions: 28 for a step of k = 16 and
+// a warp at 128 tokens, 112 of the 256 issue slots of its quarter of the SM.
+#ifndef FLUTE_CUDA_LUT_WIDE_CUH
+#define FLUTE_CUDA_LUT_WIDE_CUH
+
+#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/epilogue.cuh"
+#include "kernels/cuda/lut_kernels.h"
+
+// Five warps on each quarter of an SM: 96 registers a thread, of which the producer's needs few.
+enum { WIDE_PRODUCER_REGISTERS = 32, WIDE_CONSUMER_REGISTERS = 112 };
+
+// Stages [first, last) of a tile.
+struct wide_segment {
+    int tile, first, last;
+};
+
+// The segments of a block, in order: whole tiles in waves, then its share of the rest.
+struct wide_walk {
+    int wave = 0, at, end; // at, end: stages of the rest
+
+    // The first stage of the rest that is block `cta`'s.
+    static __device__ __forceinline__ int start(const lut_params &p, int cta) {
+        return (int)((int64_t)cta * p.rest_tiles * p.tile_stages / gridDim.x);
+    }
+
+    __device__ __forceinline__ explicit wide_walk(const lut_params &p)
+        : at(start(p, blockIdx.x)), end(start(p, blockIdx.x + 1)) {}
+
+    __device__ __forceinline__ bool next(const lut_params &p, wide_segment &s) {
+        if (wave < p.waves) {
+            s.tile = wave++ * gridDim.x + blockIdx.x, s.first = 0, s.last = p.tile_stages;
+            return true;
+        }
+        if (at >= end) return false;
+        s.tile = p.waves * gridDim.x + at / p.tile_stages, s.first = at % p.tile_stages;
+        s.last = min(p.tile_stages, s.first + end - at);
+        at += s.last - s.first;
+        return true;
+    }
+};
+
+// Stages of a tile, in blocks of 128 columns and bytes.
+template <int BITS, int GROUP, int TOKENS> struct wide_shape {
+    using layout = unit_layout<BITS, GROUP>;
+    static constexpr wide_stage stage = wide_stage_of(BITS, GROUP, TOKENS);
+    enum { block_x = 128 * TOKENS * 2, units = stage.blocks / layout::blocks }; // units: 0 is half a unit
+
+    // Blocks of stage n: the last of a tile may have fewer.
+    static __device__ __forceinline__ int blocks(const lut_params &p, int n) {
+        return min((int)stage.blocks, p.panel_units * layout::blocks - n * stage.blocks);
+    }
+};
+
+// Calls fill(segment, slot) for each stage of this block when its slot is free; s.first is the stage.
+template <typename F> __device__ __forceinline__ void wide_fill(const lut_params &p, uint32_t empty, F fill) {
+    int slot = 0;
+    uint32_t parity = 1; // of the phase before the first
+    wide_segment s;
+    for (wide_walk walk(p); walk.next(p, s);)
+        for (; s.first < s.last; s.first++) {
+            barrier_wait(empty + slot * 8, parity);
+            fill(s, slot);
+            if (++slot == p.stages) slot = 0, parity ^= 1;
+        }
+}
+
+// A warp copies codes and scales, a lane a panel: a single thread would issue the copies one after the other.
+// Where other tiles need the same weights they stay in L2.
+template <int BITS, int GROUP, int TOKENS>
+__device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32_t ring, uint32_t full,
+                                                     uint32_t empty) {
+    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using layout = typename shape::layout;
+    const int lane = threadIdx.x % WARP;
+    const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
+    auto copy = [&](uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) {
+        if (p.token_tiles > 1)
+            copy_shared_by_many(to, from, bytes, barrier);
+        else
+            copy_weights(to, from, bytes, barrier);
+    };
+    wide_fill(p, empty, [&](const wide_segment &s, int slot) {
+        const int first = s.tile / p.token_tiles * WIDE_PANELS,
+                  panels = min((int)WIDE_PANELS, p.n_panels - first);
+        const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
+                                                : layout::block_bytes + 32;
+        const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
+        const uint32_t barrier = full + slot * 8;
+        if (lane == 0) barrier_expect(barrier, panels * bytes);
+        __syncwarp();
+        if (lane >= panels) return;
+        const uint8_t *from = p.weights + (first + lane) * panel_bytes;
+        if (shape::units > 0) {
+            copy(to, from + (size_t)s.first * shape::units * layout::bytes, bytes, barrier);
+        } else {
+            from += (size_t)(s.first / 2) * layout::bytes;
+            copy(to, from + s.first % 2 * layout::block_bytes, layout::block_bytes, barrier);
+            copy(to + layout::block_bytes, from + layout::scales_at, 32, barrier);
+        }
+    });
+}
+
+// A thread copies activations: one piece a stage.
+template <int BITS, int GROUP, int TOKENS>
+__device__ __forceinline__ void wide_produce_activations(const lut_params &p, uint32_t ring, uint32_t full,
+                                                         uint32_t empty) {
+    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    const size_t tile_blocks = (size_t)p.panel_units * shape::layout::blocks;
+    wide_fill(p, empty, [&](const wide_segment &s, int slot) {
+        const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x;
+        barrier_expect(full + slot * 8, bytes);
+        copy_shared_by_many(ring + slot * shape::stage.bytes + shape::stage.x_at,
+                            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) *
+                                      shape::block_x,
+                            bytes, full + slot * 8);
+    });
+}
+
+template <int BITS, int GROUP, int TOKENS>
+__device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem) {
+    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
+    const uint32_t ring = shared_address(smem + p.ring_at);
+    if (threadIdx.x == WIDE_CONSUMERS) {
+        for (int s = 0; s < p.stages; s++)
+            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, WIDE_WARPS);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    dependents_launch();
+    if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TOKENS>(p, ring, full, empty);
+    if (threadIdx.x != WIDE_CONSUMERS + WARP) return;
+    dependency_wait();
+    wide_produce_activations<BITS, GROUP, TOKENS>(p, ring, full, empty);
+}
+
+// What a lane needs to turn codes into operands.
+struct wide_lane {
+    const uint8_t *table;
+    uint32_t table_offset;
+    int lane;
+};
+
+template <int BITS>
+__device__ __forceinline__ void wide_decode(const wide_lane &l, const block_codes<BITS> &codes, int run,
+                                            uint32_t (&a)[8]) {
+    decode_run<BITS>(codes, run, 0, l.table, l.table_offset, a);
+    if (BITS == 8) { // 16 · high + low is a whole number below 256: exact in bf16
+        uint32_t low[8];
+        decode_run<BITS>(codes, run, 1, l.table, l.table_offset, low);
+#pragma unroll
+        for (int i = 0; i < 8; i++) a[i] = bf16x2_add(a[i], low[i]);
+    }
+}
+
+// The operand `bytes` further: an addition to the low word, which the address never leaves.
+__device__ __forceinline__ uint64_t wide_advance(uint64_t b, uint32_t bytes) {
+    return b >> 32 << 32 | ((uint32_t)b + (bytes >> 4));
+}
+
+// Where step `step` of the eight of a block starts in its activations: 32 bytes further, or in the next
+// image.
+template <int TOKENS> __device__ __forceinline__ uint32_t wide_step_at(int step) {
+    return step / 4 * TOKENS * 128 + step % 4 * 32;
+}
+
+// sums += one block: the sums of each group of columns in d, then times its scale.
+template <int BITS, int GROUP, int N>
+__device__ __forceinline__ void wide_block_exact(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
+                                                 uint64_t b, float (&d)[N], float (&sums)[N]) {
+    enum { SCALES = GROUP >= 128 ? 1 : 128 / GROUP, SCALE_RUNS = RUNS / SCALES };
+    block_codes<BITS> codes;
+    codes.load(codes_at + l.lane * 16, codes_at + l.lane * 8);
+#pragma unroll
+    for (int s = 0; s < SCALES; s++) {
+        const uint32_t bits = load_shared(scales_at + s * 32 + l.lane / 4 * 4);
+        const float2 scale = __half22float2(*(const __half2 *)&bits);
+        uint32_t a[2][8];
+#pragma unroll
+        for (int i = 0; i < SCALE_RUNS; i++) {
+            const int run = s * SCALE_RUNS + i;
+            wide_decode<BITS>(l, codes, run, a[i % 2]);
+            const uint32_t(&now)[8] = a[i % 2];
+            wgmma_fence();
+            wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(2 * run)), i > 0);
+            wgmma(d, now[4], now[5], now[6], now[7], wide_advance(b, wide_step_at<2 * N>(2 * run + 1)), 1);
+            wgmma_commit();
+            if (i + 1 < SCALE_RUNS) wgmma_wait<1>(); // the other half of a is free
+        }
+        wgmma_wait<0>();
+        wgmma_settle(d);
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] += (i % 4 < 2 ? scale.x : scale.y) * d[i];
+    }
+}
+
+// A scale as the sum of two bf16, twice each, for rows g and g + 8.
+struct wide_scale {
+    uint32_t high[2], low[2];
+
+    __device__ __forceinline__ void load(uint32_t at) {
+        const uint32_t bits = load_shared(at);
+        const float2 scale = __half22float2(*(const __half2 *)&bits);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float v = half ? scale.y : scale.x;
+            const __nv_bfloat16 h = __float2bfloat16_rn(v),
+                                rest = __float2bfloat16_rn(v - __bfloat162float(h));
+            high[half] = __bfloat16_as_ushort(h) * 0x10001u,
+            low[half] = __bfloat16_as_ushort(rest) * 0x10001u;
+        }
+    }
+
+    // Two weights times the scale of row g + 8·half; rounds once, but for a rounding of the last of 16 bits.
+    __device__ __forceinline__ uint32_t apply(uint32_t a, int half) const {
+        return bf16x2_fma(a, high[half], bf16x2_mul(a, low[half]));
+    }
+};
+
+// d += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few
+// registers.
+template <int BITS, int GROUP, int N>
+__device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
+                                                  uint64_t b, int add, float (&d)[N]) {
+    enum { SCALE_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, STEPS = 2 * RUNS };
+    block_codes<BITS> codes;
+    wide_scale scale;
+    codes.load(codes_at + l.lane * 16, codes_at + l.lane * 8);
+    uint32_t a[2][4];
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+        const int run = step / 2;
+        if (step % (2 * SCALE_RUNS) == 0) scale.load(scales_at + run / SCALE_RUNS * 32 + l.lane / 4 * 4);
+        uint32_t both[8];
+        wide_decode<BITS>(l, codes, run, both); // the half that is not used costs nothing
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[step % 2][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
+        const uint32_t(&now)[4] = a[step % 2];
+        wgmma_fence();
+        wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(step)),
+              step > 0 ? 1 : add);
+        wgmma_commit();
+        if (step + 1 < STEPS) wgmma_wait<1>(); // the other half of a is free
+    }
+    wgmma_wait<0>();
+    wgmma_settle(d);
+}
+
+// Which blocks share a tile of the rest, and which tokens are left to this one.
+struct wide_share {
+    int first_cta, n_ctas, n_stay; // that have stages of it; the first n_stay have no tile after it
+    int first, last;               // eights of tokens that this block stores
+    bool stays;
+
+    __device__ __forceinline__ wide_share(const lut_params &p, int tile, int n_eights) {
+        const int64_t stages = (int64_t)p.rest_tiles * p.tile_stages;
+        const int begin = (tile - p.waves * (int)gridDim.x) * p.tile_stages, end = begin + p.tile_stages;
+        first_cta = (int)(((int64_t)(begin + 1) * gridDim.x - 1) / stages);
+        const int last_cta = (int)(((int64_t)end * gridDim.x - 1) / stages), me = blockIdx.x - first_cta;
+        n_ctas = last_cta - first_cta + 1;
+        n_stay = n_ctas - (wide_walk::start(p, last_cta + 1) > end);
+        stays = me < n_stay;
+        first = stays ? me * n_eights / n_stay : 0, last = stays ? (me + 1) * n_eights / n_stay : 0;
+    }
+};
+
+// The partial sums of a thread: one float4 for each eight tokens, those of neighbouring threads adjacent. A
+// block has two tiles to leave: one that it goes on from and one that it stays with.
+template <int TOKENS>
+__device__ __forceinline__ float4 *wide_partials(const lut_params &p, int cta, bool stays) {
+    return p.partials + (size_t)(cta * 2 + stays) * (TOKENS / 8) * WIDE_CONSUMERS + threadIdx.x;
+}
+
+// Leaves the sums that are not this block's to store.
+template <int N>
+__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share &share,
+                                           const float (&sums)[N]) {
+    float4 *to = wide_partials<2 * N>(p, blockIdx.x, share.stays);
+#pragma unroll
+    for (int i = 0; i < N / 4; i++)
+        if (i < share.first || i >= share.last)
+            store_partial(to + i * WIDE_CONSUMERS,
+                          make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
+    barrier_sync(1, WIDE_CONSUMERS);
+    if (threadIdx.x == 0) flag_set(p.flags + blockIdx.x * 2 + share.stays);
+}
+
+// Adds what the other blocks left of the tokens that are this block's to store.
+template <int N>
+__device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
+    enum { AHEAD = N / 4 < 4 ? N / 4 : 4 }; // loads in flight
+    const int me = blockIdx.x - share.first_cta;
+    for (int i = threadIdx.x; i < share.n_ctas; i += WIDE_CONSUMERS)
+        if (i != me) flag_wait(p.flags + (share.first_cta + i) * 2 + (i < share.n_stay));
+    barrier_sync(1, WIDE_CONSUMERS);
+    for (int i = 0; i < share.n_ctas; i++) {
+        if (i == me) continue;
+        const float4 *from = wide_partials<2 * N>(p, share.first_cta + i, i < share.n_stay);
+#pragma unroll
+        for (int j = 0; j < N / 4; j += AHEAD) {
+            if (j + AHEAD <= share.first || j >= share.last) continue;
+            float4 v[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) v[k] = load_partial(from + (j + k) * WIDE_CONSUMERS);
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                float *to = sums + (j + k) * 4;
+                to[0] += v[k].x, to[1] += v[k].y, to[2] += v[k].z, to[3] += v[k].w;
+            }
+        }
+    }
+}
+
+// Stores eights [first, last) of the tokens of this warp's panel. An eight goes through shared memory, so
+// that a lane holds four rows of one token; token to token WIDE_PITCH floats, which meet no bank twice.
+template <int N>
+__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token,
+                                           int first, int last, const float (&sums)[N]) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    float *const eight = (float *)(smem + p.sums_at) + threadIdx.x / WARP * 8 * WIDE_PITCH;
+    if (panel >= p.n_panels) return;
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) {
+        if (i < first || i >= last) continue;
+        float *const to = eight + 2 * t * WIDE_PITCH + g;
+        to[0] = sums[4 * i], to[WIDE_PITCH] = sums[4 * i + 1];
+        to[8] = sums[4 * i + 2], to[WIDE_PITCH + 8] = sums[4 * i + 3];
+        __syncwarp();
+        store_quarter(p, panel, token + i * 8 + g, t, eight + g * WIDE_PITCH);
+        __syncwarp();
+    }
+}
+
+// The last block to come here clears the flags for the next kernel.
+__device__ __forceinline__ void wide_clear_flags(const lut_params &p) {
+    if (threadIdx.x >= WARP) return;
+    uint32_t *const counter = p.flags + gridDim.x * 2;
+    uint32_t count = 0;
+    if (threadIdx.x == 0) count = counter_next(counter);
+    if (__shfl_sync(~0u, count, 0) < gridDim.x) return;
+    for (uint32_t i = threadIdx.x; i <= gridDim.x * 2; i += WARP) p.flags[i] = 0;
+}
+
+template <int BITS, int GROUP, int TOKENS>
+__device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem) {
+    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using layout = typename shape::layout;
+    constexpr wide_stage stage = shape::stage;
+    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS };
+    enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    __syncthreads(); // the barriers are there
+    dependents_launch();
+    table_build<BITS>(smem, p.table, WIDE_WARPS);
+    dependency_wait(); // for y, which the epilogue may read, and for the partial sums
+    barrier_sync(1, WIDE_CONSUMERS);
+
+    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
+    const uint32_t ring = shared_address(smem + p.ring_at);
+    const wide_lane l = {smem, keep_in_register(table_lane_offset<BITS>(lane)), lane};
+    float d[N] = {}, sums[N];
+    float(&total)[N] = EXACT ? sums : d;
+    int slot = 0;
+    uint32_t parity = 0;
+    wide_segment s;
+    for (wide_walk walk(p); walk.next(p, s);) {
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] = 0.0f;
+        for (int n = s.first; n < s.last; n++) {
+            const uint32_t at = ring + slot * stage.bytes, panel_at = at + warp * stage.panel_bytes;
+            const uint64_t b = wgmma_descriptor(at + stage.x_at);
+            const int blocks = shape::blocks(p, n);
+            barrier_wait(full + slot * 8, parity);
+#pragma unroll 1
+            for (int i = 0; i < blocks; i++) {
+                const uint32_t unit_at = panel_at + i / layout::blocks * layout::bytes;
+                const uint32_t codes_at = unit_at + i % layout::blocks * layout::block_bytes;
+                const uint64_t b_at = wide_advance(b, i * TOKENS * 256);
+                if (EXACT)
+                    wide_block_exact<BITS, GROUP>(l, codes_at, unit_at + SCALES_AT, b_at, d, sums);
+                else
+                    wide_block_scaled<BITS, GROUP>(l, codes_at, unit_at + SCALES_AT, b_at, n > s.first, d);
+            }
+            __syncwarp();
+            if (lane == 0) barrier_arrive(empty + slot * 8);
+            if (++slot == p.stages) slot = 0, parity ^= 1;
+        }
+        const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp,
+                  token = s.tile % p.token_tiles * TOKENS;
+        int first = 0, last = TOKENS / 8;
+        if (s.last - s.first < p.tile_stages) {
+            const wide_share share(p, s.tile, TOKENS / 8);
+            wide_leave(p, share, total);
+            first = share.first, last = share.last;
+            if (first < last) wide_collect(p, share, total);
+        }
+        wide_store(p, smem, panel, token, first, last, total);
+    }
+    if (p.rest_tiles > 0) wide_clear_flags(p);
+}
+
+template <int BITS, int GROUP, int TOKENS>
+__global__ void __launch_bounds__(WIDE_THREADS, 1) lut_wide(const __grid_constant__ lut_params p) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using layout = typename shape::layout;
+    constexpr wide_stage stage = shape::stage;
+    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS, SPLIT_UNIT = stage.blocks < layout::blocks };
+    extern __shared__ __align__(1024) uint8_t smem[];
+    if (threadIdx.x >= WIDE_CONSUMERS) {
+        registers_give_up<WIDE_PRODUCER_REGISTERS>();
+        wide_produce<BITS, GROUP, TOKENS>(p, smem);
+    } else {
+        registers_take<WIDE_CONSUMER_REGISTERS>();
+        wide_consume<BITS, GROUP, TOKENS>(p, smem);
+    }
+#endif
+}
+
+template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tokens) {
+    return tokens == 8    ? lut_wide<BITS, GROUP, 8>
+           : tokens == 16 ? lut_wide<BITS, GROUP, 16>
+           : tokens == 32 ? lut_wide<BITS, GROUP, 32>
+           : tokens == 64 ? lut_wide<BITS, GROUP, 64>
+                          : lut_wide<BITS, GROUP, 128>;
+}
+
+// All kernels of one width.
+#define LUT_WIDE_INSTANTIATE(BITS)                                                                           \
+    lut_kernel lut_wide_w##BITS(int group, int tokens) {                                                     \
+        switch (group) {                                                                                     \
+        case 32:                                                                                             \
+            return lut_wide_pick<BITS, 32>(tokens);                                                          \
+        case 64:                                                                                             \
+            return lut_wide_pick<BITS, 64>(tokens);                                                          \
+        case 128:                                                                                            \
+            return lut_wide_pick<BITS, 128>(tokens);                                                         \
+        default:                                                                                             \
+            return lut_wide_pick<BITS, 256>(tokens);                                                         \
+        }                                                                                                    \
+    }
+
+#endif

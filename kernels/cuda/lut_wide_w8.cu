@@ -1,0 +1,4 @@
+// The 8-bit kernels of lut_wide.cuh.
+#include "kernels/cuda/lut_wide.cuh"
+
+LUT_WIDE_INSTANTIATE(8)
