@@ -12,6 +12,7 @@
 #include "engine/base/file.h"
 #include "engine/flute.h"
 #include "kernels/weight.h"
+#include "tools/ranks.h"
 
 enum {
     BENCH_MAX_VALUES = 32, // of a list
@@ -28,6 +29,7 @@ typedef struct bench_list {
 typedef struct bench_options {
     const char *model_path; // NULL: the model that comes with flute
     flute_model_options model;
+    ranks_options ranks;
     const char *plot_path;
     bool json;
     bench_list prompts;  // prompt lengths, tokens

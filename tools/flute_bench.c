@@ -39,7 +39,7 @@ static const char usage[] =
     "  -t, --threads N             CPU threads (default: all)\n"
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
-    "      --no-verify             do not check the checksums of the model\n"
+    "      --no-verify             do not check the checksums of the model\n" RANKS_USAGE
     "      --plot FILE.svg|.html   draw charts, too: a roofline with every measurement, and one for each "
     "table\n"
     "      --json                  print one JSON object instead of tables\n"
@@ -171,6 +171,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
                                              {"version", no_argument, NULL, OPT_VERSION},
+                                             RANKS_LONG_OPTIONS,
                                              {0}};
 
 static const bench_options defaults = {
@@ -196,6 +197,8 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 }
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
+    int code;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
     switch (option) {
     case 'm':
         o->model_path = text;
@@ -347,5 +350,9 @@ int main(int argc, char **argv) {
     }
     if (!code) code = parse_command(argc, argv, &command, &err);
     if (code) return cli_fail("flute-bench", &err, true);
-    return run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+    int status;
+    if (!ranks_begin("flute-bench", &options.ranks, &options.model, &status)) return status;
+    status = run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+    ranks_end(&options.model);
+    return status;
 }
