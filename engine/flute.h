@@ -107,6 +107,14 @@ FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *
 // s): the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 
+// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single
+// rank.
+FLUTE_API int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds,
+                                             flute_error *err);
+// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. 0
+// where they are queued on a GPU.
+FLUTE_API double flute_model_collective_seconds(const flute_model *model);
+
 // ---- Text and tokens
 
 enum {

@@ -182,6 +182,13 @@ static int follow_step(follower *f, followed *m, flute_error *err) {
     return code ? code : step_run(s, &m->model->cache.pool, false, err);
 }
 
+static int follow_measure(follower *f, followed *m, flute_error *err) {
+    measure_message what;
+    double seconds;
+    int code = ranks_receive(f->ranks, &what, sizeof what, err);
+    return code ? code : measure_all_reduce(m->model->comm, &what, &seconds, err);
+}
+
 static int follow_command(follower *f, const ranks_header *header, flute_error *err) {
     followed *m = &f->models[(unsigned)header->model % MAX_MODELS];
     if (header->command != RANKS_OPEN && !m->model && header->command != RANKS_CLOSE)
@@ -200,6 +207,8 @@ static int follow_command(follower *f, const ranks_header *header, flute_error *
         return follow_copy_block(f, m, err);
     case RANKS_RESERVE:
         return follow_reserve(f, m, err);
+    case RANKS_MEASURE:
+        return follow_measure(f, m, err);
     case RANKS_STEP:
         return follow_step(f, m, err);
     default:

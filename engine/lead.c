@@ -1,9 +1,9 @@
 #include "engine/lead.h"
 
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/base/fail.h"
 #include "engine/model.h"
@@ -170,6 +170,36 @@ int lead_step(const lead *l, const kernel_batch *batch, flute_error *err) {
         {batch->block_tables, blocks},
     };
     return ranks_tell(l->ranks, RANKS_STEP, l->model, parts, sizeof parts / sizeof *parts, err);
+}
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+// The first one warms up. What is queued on a GPU ends before the barrier does.
+int measure_all_reduce(comm *c, const measure_message *what, double *seconds, flute_error *err) {
+    float *data;
+    double start = 0;
+    int code = c->ops->alloc(c, (void **)&data, what->n_floats * sizeof *data, err);
+    if (code) return code;
+    for (int i = 0; i <= what->repeats && !code; i++) {
+        code = c->ops->all_reduce(c, data, what->n_floats, NULL, err);
+        if (i > 0 || code) continue;
+        code = c->ops->barrier(c, NULL, err);
+        start = now();
+    }
+    if (!code) code = c->ops->barrier(c, NULL, err);
+    *seconds = (now() - start) / what->repeats;
+    c->ops->release(c, data);
+    return code;
+}
+
+int lead_measure(const lead *l, comm *c, const measure_message *what, double *seconds, flute_error *err) {
+    int code = ranks_tell(l->ranks, RANKS_MEASURE, l->model, &(ranks_part){what, sizeof *what}, 1, err);
+    if (!code) code = measure_all_reduce(c, what, seconds, err);
+    return ranks_failure(l->ranks, code, err);
 }
 
 int lead_failure(const lead *l, int code, flute_error *err) {

@@ -33,6 +33,11 @@ typedef struct step_message {
     int32_t n_rows, n_sequences, max_blocks, n_logits;
 } step_message;
 
+typedef struct measure_message {
+    uint64_t n_floats;
+    int32_t repeats;
+} measure_message;
+
 struct flute_model;
 
 // The others open the model, rank 0's being read already, and join its communication: model->comm. With
@@ -47,6 +52,9 @@ int lead_grow(const lead *l, int n_blocks_new, const int32_t *blocks, int n_bloc
 void lead_copy_block(const lead *l, int from, int to);
 int lead_reserve(const lead *l, const reserve_message *sizes, flute_error *err);
 int lead_step(const lead *l, const kernel_batch *batch, flute_error *err);
+// All ranks: that many all-reduces; the time of one.
+int lead_measure(const lead *l, comm *c, const measure_message *what, double *seconds, flute_error *err);
+int measure_all_reduce(comm *c, const measure_message *what, double *seconds, flute_error *err);
 // The error of a step, or what is behind it.
 int lead_failure(const lead *l, int code, flute_error *err);
 

@@ -341,3 +341,21 @@ double flute_model_measure_bandwidth(flute_model *model) {
     pthread_mutex_unlock(&model->lock);
     return bandwidth;
 }
+
+int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds, flute_error *err) {
+    enum { REPEAT_BYTES = 32 << 20, MAX_REPEATS = 200 };
+    *seconds = 0;
+    if (bytes < sizeof(float) || bytes > (size_t)1 << 32)
+        return fail(err, FLUTE_EINVAL, "an all-reduce of %zu bytes: 4 to 2^32 can be measured", bytes);
+    if (!model->comm) return FLUTE_OK;
+    measure_message what = {.n_floats = bytes / sizeof(float), .repeats = (int)(REPEAT_BYTES / bytes) + 2};
+    if (what.repeats > MAX_REPEATS) what.repeats = MAX_REPEATS;
+    pthread_mutex_lock(&model->lock);
+    int code = lead_measure(&model->lead, model->comm, &what, seconds, err);
+    pthread_mutex_unlock(&model->lock);
+    return code;
+}
+
+double flute_model_collective_seconds(const flute_model *model) {
+    return model->comm ? model->comm->seconds : 0;
+}

@@ -20,6 +20,7 @@ typedef enum ranks_command {
     RANKS_COPY_BLOCK, // from, to
     RANKS_RESERVE,    // reserve_message. Reply
     RANKS_STEP,       // step_message, then the arrays of the batch
+    RANKS_MEASURE,    // measure_message
     RANKS_QUIT,       // nothing
 } ranks_command;
 

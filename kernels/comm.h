@@ -43,7 +43,8 @@ typedef struct comm_ops {
 struct comm {
     const comm_ops *ops;
     int rank, size;
-    char name[48]; // for people: "NCCL 2.28.3", "shared memory"
+    char name[48];  // for people: "NCCL 2.28.3", "shared memory"
+    double seconds; // spent in collectives of host memory so far; those that are queued take no time here
 };
 
 // A way to communicate. The first rank makes a ticket and hands it to the others by other means

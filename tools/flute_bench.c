@@ -20,8 +20,9 @@ static const char usage[] =
     "  decode    tokens per second and time per step, by tokens in the cache and batch\n"
     "  latency   time to the first token and from token to token, by prompt length and batch: all prompts\n"
     "            arrive together, are run one after the other, then continue together\n"
+    "  sums      all-reduces among ranks, by size; with --tp only\n"
     "  kernels   single products on random weights, without a model\n"
-    "  all       prefill, decode and latency; the default\n"
+    "  all       all of these but kernels; the default\n"
     "\n"
     "  -m, --model FILE            the model; default: the one that comes with flute. flute-quantize "
     "--random\n"
@@ -53,8 +54,9 @@ static const char usage[] =
     "weight_bytes decode_bytes kv_token_bytes; then an array for each part that ran.\n"
     "  prefill:  prompt ms tokens_per_second gflops intensity\n"
     "  decode:   context batch tokens_per_second step_ms_p50 step_ms_p90 step_ms_p99 bytes_per_second\n"
-    "            bandwidth_share gflops intensity\n"
+    "            bandwidth_share gflops intensity collectives_share\n"
     "  latency:  prompt batch first_ms_p50 first_ms_p90 first_ms_p99 token_ms_p50 token_ms_p90 token_ms_p99\n"
+    "  sums:     bytes us\n"
     "  kernels:  n k type group m us bytes_per_second bandwidth_share gflops intensity speedup_over_bf16\n"
     "Bytes are those that cannot be avoided (decode: every weight once a step, the cache of every "
     "sequence);\n"
@@ -247,7 +249,8 @@ typedef int bench_part(flute_model *model, const bench_options *options, bench_r
 static const struct {
     const char *name;
     bench_part *part;
-} parts[] = {{"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}};
+} parts[] = {
+    {"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}, {"sums", bench_sums}};
 enum { N_PARTS = 3 };
 
 // Runs the parts of that name, or all of them.

@@ -42,12 +42,14 @@ static int mpi_error(comm *base, flute_error *err) {
 
 // Waits for a request that was made with `result`.
 static int finish(mpi_comm *c, int result, MPI_Request *request, const char *what, flute_error *err) {
+    const double start = MPI_Wtime();
     for (int done = 0; result == MPI_SUCCESS && !done;) {
         int code = mpi_error(&c->base, err);
         if (code) return code;
         result = MPI_Test(request, &done, MPI_STATUS_IGNORE);
         if (!done) sched_yield();
     }
+    c->base.seconds += MPI_Wtime() - start;
     return result == MPI_SUCCESS ? FLUTE_OK : failed(result, what, err);
 }
 
