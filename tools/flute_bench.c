@@ -12,7 +12,7 @@
 #include "tools/cli.h"
 
 static const char usage[] =
-    "Usage: flute-bench [all|prefill|decode|latency|kernels] [options]\n"
+    "Usage: flute-bench [all|prefill|decode|latency|sums|kernels] [options]\n"
     "\n"
     "Measures, and compares with the read bandwidth of the memory, taken in the same run.\n"
     "\n"
@@ -251,7 +251,7 @@ static const struct {
     bench_part *part;
 } parts[] = {
     {"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}, {"sums", bench_sums}};
-enum { N_PARTS = 3 };
+enum { N_PARTS = sizeof parts / sizeof *parts };
 
 // Runs the parts of that name, or all of them.
 static int bench_model(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
