@@ -165,7 +165,7 @@ static int follow_step(follower *f, followed *m, flute_error *err) {
     int code = ranks_receive(f->ranks, &message, sizeof message, err);
     if (code) return code;
     if (message.n_rows > s->max_rows || message.n_logits > s->max_logits ||
-        message.n_sequences > s->max_sequences || message.max_blocks != s->max_blocks)
+        message.n_sequences > s->max_sequences || message.max_blocks > s->max_blocks)
         return fail(err, FLUTE_EDEVICE, "rank 0 runs a step of %d rows that it has not announced",
                     message.n_rows);
     const size_t rows = (size_t)message.n_rows;
@@ -174,6 +174,7 @@ static int follow_step(follower *f, followed *m, flute_error *err) {
     s->batch.n_rows = message.n_rows;
     s->batch.n_sequences = message.n_sequences;
     s->batch.n_logits = message.n_logits;
+    s->batch.max_blocks = message.max_blocks;
     if (!code) code = receive_numbers(f, s->ids, rows, err);
     if (!code) code = receive_numbers(f, s->positions, rows, err);
     if (!code) code = receive_numbers(f, s->sequences, rows, err);

@@ -12,12 +12,6 @@ static bool alone(const lead *l) {
     return !l || !l->ranks;
 }
 
-static int tell_and_wait(const lead *l, ranks_command command, const ranks_part *parts, int n_parts,
-                         flute_error *err) {
-    int code = ranks_tell(l->ranks, command, l->model, parts, n_parts, err);
-    return code ? code : ranks_collect(l->ranks, NULL, NULL, err);
-}
-
 // ---- Opening
 
 // The digests of the file's chunks, as each host has computed them.
@@ -141,7 +135,8 @@ int lead_grow(const lead *l, int n_blocks_new, const int32_t *blocks, int n_bloc
     if (alone(l)) return FLUTE_OK;
     const int32_t number = n_blocks_new;
     const ranks_part parts[] = {{&number, sizeof number}, {blocks, (size_t)n_blocks * sizeof *blocks}};
-    return tell_and_wait(l, RANKS_GROW, parts, 2, err);
+    int code = ranks_tell(l->ranks, RANKS_GROW, l->model, parts, 2, err);
+    return code ? code : ranks_collect(l->ranks, NULL, NULL, err);
 }
 
 void lead_copy_block(const lead *l, int from, int to) {
@@ -153,7 +148,16 @@ void lead_copy_block(const lead *l, int from, int to) {
 
 int lead_reserve(const lead *l, const reserve_message *sizes, flute_error *err) {
     if (alone(l)) return FLUTE_OK;
-    return tell_and_wait(l, RANKS_RESERVE, &(ranks_part){sizes, sizeof *sizes}, 1, err);
+    return ranks_tell(l->ranks, RANKS_RESERVE, l->model, &(ranks_part){sizes, sizeof *sizes}, 1, err);
+}
+
+int lead_reserved(const lead *l, int own, flute_error *err) {
+    if (alone(l)) return own;
+    if (own) {
+        ranks_end_all(l->ranks, err);
+        return own;
+    }
+    return ranks_collect(l->ranks, NULL, NULL, err);
 }
 
 int lead_step(const lead *l, const kernel_batch *batch, flute_error *err) {

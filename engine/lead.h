@@ -50,7 +50,10 @@ void lead_close(const lead *l);
 // blocks: (n_blocks) numbers of those in use.
 int lead_grow(const lead *l, int n_blocks_new, const int32_t *blocks, int n_blocks, flute_error *err);
 void lead_copy_block(const lead *l, int from, int to);
+// The others begin, and rank 0 must do the same: buffers may be a matter of all ranks. lead_reserved waits
+// for them; own is what became of it at rank 0, which if it failed is the end of all.
 int lead_reserve(const lead *l, const reserve_message *sizes, flute_error *err);
+int lead_reserved(const lead *l, int own, flute_error *err);
 int lead_step(const lead *l, const kernel_batch *batch, flute_error *err);
 // All ranks: that many all-reduces; the time of one.
 int lead_measure(const lead *l, comm *c, const measure_message *what, double *seconds, flute_error *err);

@@ -198,6 +198,11 @@ void ranks_give_up(flute_ranks *ranks, const flute_error *cause) {
     socket_send(ranks->links[0].watch, &message, sizeof message);
 }
 
+void ranks_end_all(flute_ranks *ranks, const flute_error *cause) {
+    static const flute_error unknown = {FLUTE_EDEVICE, "rank 0 has failed"};
+    declare_failure(ranks, cause ? cause : &unknown, false, true);
+}
+
 // ---- Start and end
 
 static int start_watcher(flute_ranks *ranks, flute_error *err) {

@@ -60,6 +60,9 @@ int ranks_send(flute_ranks *ranks, int rank, const void *data, size_t size, flut
 typedef void *ranks_place(void *user, int rank, size_t size);
 int ranks_collect(flute_ranks *ranks, ranks_place *place, void *user, flute_error *err);
 
+// Rank 0 cannot go on, and the others may be in the middle of what takes all.
+void ranks_end_all(flute_ranks *ranks, const flute_error *cause);
+
 // The others.
 int ranks_receive(flute_ranks *ranks, void *data, size_t size, flute_error *err);
 int ranks_reply(flute_ranks *ranks, const flute_error *result, const void *data, size_t size,

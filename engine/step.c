@@ -61,10 +61,12 @@ int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int m
         const reserve_message sizes = {next.max_rows, next.max_logits, next.max_sequences, next.max_blocks};
         code = lead_reserve(s->lead, &sizes, err);
     }
-    if (!code && !same_state) {
+    if (!code) {
         kernel_dims dims;
         shard_kernel_dims(s->shard, s->arch, next.max_rows, next.max_logits, &dims);
-        code = s->be->ops->state_create(s->be, &dims, &next.state, err);
+        if (!same_state) code = s->be->ops->state_create(s->be, &dims, &next.state, err);
+        code = lead_reserved(s->lead, code, err);
+        if (code && !same_state && next.state != s->state) s->be->ops->state_free(next.state);
     }
     if (code) {
         free_arrays(&next);
