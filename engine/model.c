@@ -51,7 +51,8 @@ static int cuda_create(const flute_model_options *options, thread_pool *pool, ba
     if (options->kernels == FLUTE_KERNELS_REF)
         return fail(err, FLUTE_EUNSUPPORTED,
                     "the reference kernels run on the CPU: choose the device cpu or auto");
-    return backend_create_cuda(pool, out, err);
+    int code = options->ranks ? cuda_choose_device(ranks_local_rank(options->ranks), err) : FLUTE_OK;
+    return code ? code : backend_create_cuda(pool, out, err);
 }
 #endif
 

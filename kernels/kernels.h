@@ -209,6 +209,9 @@ int backend_create_cpu(thread_pool *pool, backend **out, flute_error *err);
 // CUDA. The pool's threads copy weights to pinned memory. FLUTE_EDEVICE: no device, or its driver is too old;
 // FLUTE_EUNSUPPORTED: too old a GPU.
 int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err);
+// Makes a device the calling thread's current one: each rank of a host gets one of its own, as long as there
+// are enough. FLUTE_EDEVICE: there is none.
+int cuda_choose_device(int local_rank, flute_error *err);
 // Bytes that can be allocated on the current device, less what the driver needs to work with.
 uint64_t cuda_available_memory(void);
 // "CUDA 13.0 (driver 13.0), cuBLAS 13.0.2"; out: (size).

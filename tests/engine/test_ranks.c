@@ -4,6 +4,7 @@
 //
 //   test_ranks FLUTE_QUANTIZE CHECKPOINT_DIR
 //   test_ranks odd                    a random model whose sizes divide by nothing
+//   test_ranks cuda MODEL.flt...      on GPUs, two and three ranks
 //   test_ranks launched MODEL.flt     the ranks are there already: mpirun -n 4 test_ranks launched …
 #include <limits.h>
 #include <math.h>
@@ -104,13 +105,18 @@ static transcript listen(flute_model *model, const int32_t *ids) {
     return t;
 }
 
+static flute_device device = FLUTE_DEVICE_CPU;
+
 static transcript transcript_of(const char *path, flute_kernels kernels, flute_ranks *ranks, bool scatter,
                                 const int32_t *ids) {
     flute_model *model;
     flute_error err;
     const flute_model_options options = {
-        .device = FLUTE_DEVICE_CPU, .kernels = kernels, .n_threads = 1, .ranks = ranks, .scatter = scatter};
+        .device = device, .kernels = kernels, .n_threads = 1, .ranks = ranks, .scatter = scatter};
     check(flute_model_open(&model, path, &options, &err), &err);
+    flute_model_info info;
+    flute_model_get_info(model, &info);
+    if (ranks && !scatter) printf("# %s\n", info.device);
     transcript t = listen(model, ids);
     flute_model_free(model);
     return t;
@@ -142,6 +148,7 @@ static void compare(const char *path, flute_ranks *ranks) {
     int32_t ids[N];
     for (int i = 0; i < N; i++) ids[i] = 3 + i * 37 % 450;
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++) {
+        if (device == FLUTE_DEVICE_CUDA && backends[i].kernels == FLUTE_KERNELS_REF) continue;
         transcript alone = transcript_of(path, backends[i].kernels, NULL, false, ids);
         for (int scatter = 0; scatter < 2; scatter++) {
             transcript shared = transcript_of(path, backends[i].kernels, ranks, scatter, ids);
@@ -180,7 +187,8 @@ static bool all_passed = true;
 
 static void test_model(const char *path, const char *name) {
     static const int sizes[] = {2, 3, 4, 5, 8};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    const size_t n_sizes = device == FLUTE_DEVICE_CUDA ? 2 : sizeof sizes / sizeof *sizes;
+    for (size_t i = 0; i < n_sizes; i++) {
         const bool passed = run(path, sizes[i]);
         printf("%s %d - %s on %d ranks\n", passed ? "ok" : "not ok", ++n_tests, name, sizes[i]);
         all_passed = all_passed && passed;
@@ -263,7 +271,10 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc == 2 && strcmp(argv[1], "odd") == 0)
         test_odd();
-    else if (argc == 3 && strcmp(argv[1], "launched") == 0)
+    else if (argc > 2 && strcmp(argv[1], "cuda") == 0) {
+        device = FLUTE_DEVICE_CUDA;
+        for (int i = 2; i < argc; i++) test_model(argv[i], argv[i]);
+    } else if (argc == 3 && strcmp(argv[1], "launched") == 0)
         return run(argv[2], 0) ? 0 : 1; // not reached: run ends the ranks
     else if (argc == 3)
         test_checkpoint(argv[1], argv[2]);
