@@ -61,12 +61,11 @@ int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int m
         const reserve_message sizes = {next.max_rows, next.max_logits, next.max_sequences, next.max_blocks};
         code = lead_reserve(s->lead, &sizes, err);
     }
-    if (!code) {
+    if (!code && !same_state) {
         kernel_dims dims;
         shard_kernel_dims(s->shard, s->arch, next.max_rows, next.max_logits, &dims);
-        if (!same_state) code = s->be->ops->state_create(s->be, &dims, &next.state, err);
-        code = lead_reserved(s->lead, code, err);
-        if (code && !same_state && next.state != s->state) s->be->ops->state_free(next.state);
+        code = s->be->ops->state_create(s->be, &dims, &next.state, err);
+        if (code) code = lead_reserved(s->lead, code, err);
     }
     if (code) {
         free_arrays(&next);
@@ -75,7 +74,7 @@ int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int m
     if (!same_state && s->state) s->be->ops->state_free(s->state);
     free_arrays(s);
     *s = next;
-    return FLUTE_OK;
+    return lead_reserved(s->lead, FLUTE_OK, err); // if it failed elsewhere, room to spare here does no harm
 }
 
 void step_begin(step *s) {

@@ -30,7 +30,8 @@ typedef enum step_logits { STEP_NO_LOGITS, STEP_LAST_LOGITS, STEP_ALL_LOGITS } s
 void step_init(step *s, const arch *a, const shard *own, const model_weights *weights, backend *be);
 void step_free(step *s); // accepts a zeroed one
 
-// Makes room for steps of at least these sizes; what was larger stays so. On failure the step is as before.
+// Makes room for steps of at least these sizes; what was larger stays so. On failure the step takes at least
+// what it did before.
 int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int max_blocks, flute_error *err);
 
 // Collects: step_begin, then step_add for every sequence, then step_run. The ids stand at positions

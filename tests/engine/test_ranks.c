@@ -6,6 +6,7 @@
 //   test_ranks odd                    a random model whose sizes divide by nothing
 //   test_ranks cuda MODEL.flt...      on GPUs, two and three ranks
 //   test_ranks launched MODEL.flt     the ranks are there already: mpirun -n 4 test_ranks launched …
+//   test_ranks launched-cuda MODEL.flt
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -173,6 +174,7 @@ static bool run(const char *path, int n) {
     int status;
     check(flute_ranks_start(&ranks, &options, &status, &err), &err);
     if (status >= 0) return status == 0;
+    if (!ranks) die("there is only one rank");
     int code = FLUTE_OK;
     if (flute_ranks_rank(ranks) > 0)
         code = flute_ranks_follow(ranks, &err);
@@ -269,17 +271,19 @@ static void test_odd(void) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc == 2 && strcmp(argv[1], "odd") == 0)
+    if (argc == 2 && strcmp(argv[1], "odd") == 0) {
         test_odd();
-    else if (argc > 2 && strcmp(argv[1], "cuda") == 0) {
+    } else if (argc > 2 && strcmp(argv[1], "cuda") == 0) {
         device = FLUTE_DEVICE_CUDA;
         for (int i = 2; i < argc; i++) test_model(argv[i], argv[i]);
-    } else if (argc == 3 && strcmp(argv[1], "launched") == 0)
+    } else if (argc == 3 && strncmp(argv[1], "launched", strlen("launched")) == 0) {
+        if (strcmp(argv[1], "launched-cuda") == 0) device = FLUTE_DEVICE_CUDA;
         return run(argv[2], 0) ? 0 : 1; // not reached: run ends the ranks
-    else if (argc == 3)
+    } else if (argc == 3) {
         test_checkpoint(argv[1], argv[2]);
-    else
+    } else {
         return 2;
+    }
     printf("1..%d\n", n_tests);
     return all_passed ? 0 : 1;
 }
