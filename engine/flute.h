@@ -95,16 +95,16 @@ typedef struct flute_model_info {
     int n_layers, hidden, n_heads, n_kv_heads, head_dim, n_ff, n_vocab;
     int max_context; // positions the model was made for
     uint64_t n_parameters;
-    uint64_t weight_bytes;   // all tensors as stored
+    uint64_t weight_bytes;   // all tensors as stored, of all ranks
     uint64_t decode_bytes;   // bytes of weights read for one decoded token (all but the embedding rows)
-    uint64_t kv_token_bytes; // bytes of KV cache of one token
+    uint64_t kv_token_bytes; // bytes of KV cache of one token, of all ranks
     bool has_tokenizer;
 } flute_model_info;
 
 FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *info);
 
 // Read bandwidth of the device's memory in bytes per second, measured now on a buffer of its own (about 0.2
-// s): the yardstick of every speed that the tools print.
+// s), times the number of ranks where each has a GPU: the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 
 // Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single

@@ -234,6 +234,8 @@ static void describe(flute_model *model) {
     const backend_ops *ops = model->be->ops;
     const weight *projection = &model->file.tensors[arch_layer_tensor(0, SLOT_QKV)];
     const char *name = model->device->name, *device = ops->describe(model->be);
+    kernel_dims dims;
+    arch_kernel_dims(a, 1, 1, &dims);
     if (model->comm)
         snprintf(model->device_line, sizeof model->device_line, "%d ranks by %s, each %s: %s",
                  model->comm->size, model->comm->name, name, device);
@@ -254,7 +256,7 @@ static void describe(flute_model *model) {
         .n_ff = a->n_ff,
         .n_vocab = a->n_vocab,
         .max_context = a->max_context,
-        .kv_token_bytes = ops->kv_bytes(model->be, &model->cache.dims, 1),
+        .kv_token_bytes = ops->kv_bytes(model->be, &dims, 1),
         .has_tokenizer = model->tok != NULL,
     };
     for (int i = 0; i < model->n_tensors; i++) {
@@ -338,7 +340,8 @@ void flute_model_get_info(const flute_model *model, flute_model_info *info) {
 
 double flute_model_measure_bandwidth(flute_model *model) {
     pthread_mutex_lock(&model->lock);
-    const double bandwidth = model->be->ops->read_bandwidth(model->be);
+    double bandwidth = model->be->ops->read_bandwidth(model->be);
+    if (model->comm && model->device->own_memory) bandwidth *= model->comm->size;
     pthread_mutex_unlock(&model->lock);
     return bandwidth;
 }
