@@ -293,6 +293,8 @@ int bench_latency(flute_model *model, const bench_options *options, bench_report
 
 int bench_sums(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
                flute_error *err) {
+    if (!options->model.ranks && strcmp(report->command, "sums") == 0)
+        return fail(err, FLUTE_EINVAL, "there is one rank, and nothing to sum up; give --tp N");
     if (!options->model.ranks) return FLUTE_OK;
     if (out) fprintf(out, "\nsums\n%10s %10s %8s\n", "bytes", "us", "GB/s");
     for (int64_t bytes = 4 << 10; bytes <= 64 << 20; bytes *= 4) {

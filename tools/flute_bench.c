@@ -324,7 +324,7 @@ static int run(const char *command, const bench_options *options, flute_error *e
 
 // The part named on the command line, "all" if there is none.
 static int parse_command(int argc, char **argv, const char **command, flute_error *err) {
-    static const char *const names[] = {"all", "prefill", "decode", "latency", "kernels", NULL};
+    static const char *const names[] = {"all", "prefill", "decode", "latency", "sums", "kernels", NULL};
     int index = 0;
     if (argc - optind > 1) return fail(err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind + 1]);
     if (optind < argc && cli_parse_name("what to measure", argv[optind], names, &index, err))
