@@ -303,10 +303,15 @@ static int compare_blobs(const void *a, const void *b) {
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+static int64_t blob_chunks(const struct flt_blob *blob) {
+    return (int64_t)((blob->extent + FLT_CHUNK_BYTES - 1) / FLT_CHUNK_BYTES);
+}
+
 // The regions follow each other without gap or overlap from the header to the end of the file, so that every
 // byte of the file is covered by a checksum.
 static int check_tiling(flt *file, uint64_t first, const char *origin, flute_error *err) {
     uint64_t end = first;
+    int64_t chunk = 0;
     arch_tensor scratch;
     qsort(file->blobs, (size_t)file->n_blobs, sizeof *file->blobs, compare_blobs);
     for (int i = 0; i < file->n_blobs; i++) {
@@ -318,6 +323,8 @@ static int check_tiling(flt *file, uint64_t first, const char *origin, flute_err
                         (unsigned long long)end);
         }
         end += blob->extent;
+        file->blobs[i].first_chunk = chunk;
+        chunk += blob_chunks(blob);
     }
     if (end == file->size) return FLUTE_OK;
     return fail(err, FLUTE_EFORMAT, "%s: nothing covers the bytes from %llu to the end", origin,
@@ -349,12 +356,13 @@ int flt_parse(flt *out, const void *data, size_t size, const char *origin, flute
     flt_prefix prefix;
     int code = read_prefix(&prefix, data, size, origin, err);
     if (code) return code;
+    out->header_size = FLT_PREFIX_BYTES + (size_t)prefix.header_size;
     yyjson_doc *doc =
         json_parse((const char *)data + FLT_PREFIX_BYTES, (size_t)prefix.header_size, origin, err);
     if (!doc) return FLUTE_EFORMAT;
     code = read_header(out, yyjson_doc_get_root(doc), origin, err);
     yyjson_doc_free(doc);
-    if (!code) code = check_tiling(out, FLT_PREFIX_BYTES + prefix.header_size, origin, err);
+    if (!code) code = check_tiling(out, out->header_size, origin, err);
     if (code) flt_free(out);
     return code;
 }
@@ -366,68 +374,74 @@ void flt_free(flt *file) {
     *file = (flt){.size = 0};
 }
 
+uint64_t flt_identity(const flt *file) {
+    return XXH3_64bits(file->base, file->header_size);
+}
+
 // ---- Verification
 
-// Chunks of all regions in one row, so that threads share large regions and small ones alike.
-typedef struct verification {
+// Chunks of all regions in one row, so that threads and ranks share large regions and small ones alike.
+typedef struct digest_job {
     const flt *file;
-    const int64_t *first; // (n_blobs + 1) number of a region's first chunk
-    uint64_t *digests;    // one a chunk
-} verification;
+    int64_t first; // number of the job's first chunk
+    uint64_t *digests;
+} digest_job;
 
-static void hash_chunks(void *argument, int64_t begin, int64_t end, int worker) {
+static void digest_chunks(void *argument, int64_t begin, int64_t end, int worker) {
     (void)worker;
-    const verification *v = argument;
-    int low = 0, high = v->file->n_blobs; // the region of chunk `begin` lies in [low, high)
+    const digest_job *job = argument;
+    const flt *file = job->file;
+    begin += job->first;
+    end += job->first;
+    int low = 0, high = file->n_blobs; // the region of chunk `begin` lies in [low, high)
     while (high - low > 1) {
         int middle = low + (high - low) / 2;
-        if (v->first[middle] <= begin)
+        if (file->blobs[middle].first_chunk <= begin)
             low = middle;
         else
             high = middle;
     }
     for (int64_t chunk = begin; chunk < end; chunk++) {
-        while (chunk >= v->first[low + 1]) low++;
-        const struct flt_blob *blob = &v->file->blobs[low];
-        uint64_t at = (uint64_t)(chunk - v->first[low]) * FLT_CHUNK_BYTES;
+        while (low + 1 < file->n_blobs && chunk >= file->blobs[low + 1].first_chunk) low++;
+        const struct flt_blob *blob = &file->blobs[low];
+        uint64_t at = (uint64_t)(chunk - blob->first_chunk) * FLT_CHUNK_BYTES;
         uint64_t size = blob->extent - at < FLT_CHUNK_BYTES ? blob->extent - at : FLT_CHUNK_BYTES;
-        v->digests[chunk] = XXH3_64bits(v->file->base + blob->offset + at, size);
+        job->digests[chunk] = XXH3_64bits(file->base + blob->offset + at, size);
     }
 }
 
-static int compare_digests(const verification *v, const char *origin, flute_error *err) {
+int64_t flt_n_chunks(const flt *file) {
+    if (file->n_blobs == 0) return 0;
+    const struct flt_blob *last = &file->blobs[file->n_blobs - 1];
+    return last->first_chunk + blob_chunks(last);
+}
+
+void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests) {
+    digest_job job = {.file = file, .first = first, .digests = digests};
+    threads_for(pool, n, 4, digest_chunks, &job);
+}
+
+int flt_compare_digests(const flt *file, const uint64_t *digests, const char *origin, flute_error *err) {
     arch_tensor scratch;
-    for (int i = 0; i < v->file->n_blobs; i++) {
-        const struct flt_blob *blob = &v->file->blobs[i];
-        size_t n_chunks = (size_t)(v->first[i + 1] - v->first[i]);
-        if (XXH3_64bits(v->digests + v->first[i], n_chunks * sizeof *v->digests) == blob->checksum) continue;
+    for (int i = 0; i < file->n_blobs; i++) {
+        const struct flt_blob *blob = &file->blobs[i];
+        const size_t n_chunks = (size_t)blob_chunks(blob);
+        if (XXH3_64bits(digests + blob->first_chunk, n_chunks * sizeof *digests) == blob->checksum) continue;
         return fail(err, FLUTE_ECHECKSUM,
                     "%s: damaged: %s (bytes %llu to %llu) fails its checksum; copy, download or convert the "
                     "file again",
-                    origin, blob_name(v->file, blob, &scratch), (unsigned long long)blob->offset,
+                    origin, blob_name(file, blob, &scratch), (unsigned long long)blob->offset,
                     (unsigned long long)(blob->offset + blob->extent));
     }
     return FLUTE_OK;
 }
 
 int flt_verify(const flt *file, thread_pool *pool, const char *origin, flute_error *err) {
-    const size_t n_blobs = (size_t)file->n_blobs;
-    int64_t *first = calloc(n_blobs + 1, sizeof *first);
-    if (!first) return fail_memory(err, (n_blobs + 1) * sizeof *first, "checksums");
-    for (size_t i = 0; i < n_blobs; i++) {
-        first[i + 1] = first[i] + (int64_t)((file->blobs[i].extent + FLT_CHUNK_BYTES - 1) / FLT_CHUNK_BYTES);
-    }
-    const int64_t n_chunks = first[n_blobs];
+    const int64_t n_chunks = flt_n_chunks(file);
     uint64_t *digests = calloc((size_t)n_chunks + 1, sizeof *digests);
-    int code;
-    if (digests) {
-        verification v = {.file = file, .first = first, .digests = digests};
-        threads_for(pool, n_chunks, 4, hash_chunks, &v);
-        code = compare_digests(&v, origin, err);
-    } else {
-        code = fail_memory(err, ((size_t)n_chunks + 1) * sizeof *digests, "checksums");
-    }
+    if (!digests) return fail_memory(err, ((size_t)n_chunks + 1) * sizeof *digests, "checksums");
+    flt_digest_chunks(file, pool, 0, n_chunks, digests);
+    int code = flt_compare_digests(file, digests, origin, err);
     free(digests);
-    free(first);
     return code;
 }

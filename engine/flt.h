@@ -39,6 +39,7 @@ typedef struct flt {
     int n_blobs;
     const uint8_t *base;
     size_t size;
+    size_t header_size; // of prefix and header, which the blobs follow
 } flt;
 
 // Parses and validates size bytes at data (aligned to 64): the prefix, the header and its checksum, the
@@ -46,10 +47,17 @@ typedef struct flt {
 // extent. Contents are not read: flt_verify does that. origin names the file in messages.
 int flt_parse(flt *out, const void *data, size_t size, const char *origin, flute_error *err);
 void flt_free(flt *file); // accepts a zeroed one
+// A number that tells files apart: the checksum of prefix and header, which holds the checksums of all else.
+uint64_t flt_identity(const flt *file);
 
 // Compares the checksum of every region with the header's, on all threads. Names the first region that
 // differs.
 int flt_verify(const flt *file, thread_pool *pool, const char *origin, flute_error *err);
+// The same in parts, for those who share the work: the digests of some of the file's chunks, and the
+// comparison once all are there. digests: (flt_n_chunks).
+int64_t flt_n_chunks(const flt *file);
+void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests);
+int flt_compare_digests(const flt *file, const uint64_t *digests, const char *origin, flute_error *err);
 
 // Writing. Tensors may be added in any order; each is complete when added. The header comes last but stands
 // first: its size is fixed at creation from an upper bound.

@@ -23,7 +23,8 @@ struct flt_blob {
     uint64_t offset; // a multiple of FLT_ALIGNMENT
     uint64_t extent; // its size rounded up to FLT_ALIGNMENT: the padding is checked too
     uint64_t checksum;
-    int tensor; // arch_tensor_at index; -1: the tokenizer
+    int64_t first_chunk; // number of its first chunk among all of the file
+    int tensor;          // arch_tensor_at index; -1: the tokenizer
 };
 
 // Dense tensors and quantized ones as layout.h has them.

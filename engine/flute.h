@@ -30,6 +30,39 @@ typedef struct flute_session flute_session; // one sequence of tokens, its KV ca
 // "0.1.0".
 FLUTE_API const char *flute_version(void);
 
+// ---- Ranks
+
+// Tensor parallelism: one model over several processes, its "ranks", each with a GPU or a share of the CPUs
+// of its own, on one host or several. All ranks call flute_ranks_start first of all. Rank 0 then does what a
+// single process would do, with the ranks in flute_model_options; the others call flute_ranks_follow and take
+// part in it until rank 0 calls flute_ranks_free. When a rank dies or fails, all end within seconds.
+typedef struct flute_ranks flute_ranks;
+
+typedef struct flute_ranks_options {
+    // 0: as many as the launcher that started this process says (RANK and WORLD_SIZE, Open MPI, PMI, Slurm;
+    // MASTER_ADDR and MASTER_PORT say where rank 0 is), and one without a launcher. Otherwise the number that
+    // a launcher must have started, or, without one, that are forked here.
+    int n;
+    int timeout_s; // in which all ranks must have come; 0: 60
+    // Called once, from another thread, when a rank has failed: the process should end without delay. cause
+    // is NULL where another rank reports it. NULL: calls fail with the cause instead.
+    void (*on_failure)(const flute_error *cause);
+} flute_ranks_options;
+
+// Call it before the process has threads. *out is NULL for a single rank. Where ranks were forked here, it
+// returns in the calling process, too, when all have ended, with *status ≥ 0: what the process should exit
+// with. In a rank *status is −1. FLUTE_ECANCELED: another rank failed, and says why.
+FLUTE_API int flute_ranks_start(flute_ranks **out, const flute_ranks_options *options, int *status,
+                                flute_error *err);
+// The number of this rank; 0 for NULL.
+FLUTE_API int flute_ranks_rank(const flute_ranks *ranks);
+// Does what rank 0 says until it is done. For all ranks but 0. On failure rank 0 has been told why.
+FLUTE_API int flute_ranks_follow(flute_ranks *ranks, flute_error *err);
+// Ends the other ranks without a word, as rank 0 is about to end itself. Async-signal-safe.
+FLUTE_API void flute_ranks_leave(const flute_ranks *ranks);
+// Dismisses the other ranks. Its models must be gone. Accepts NULL.
+FLUTE_API void flute_ranks_free(flute_ranks *ranks);
+
 // ---- Models
 
 // FLUTE_DEVICE_AUTO is a GPU where the build and the machine have one, and the CPU otherwise.
@@ -42,8 +75,10 @@ typedef enum flute_kernels {
 typedef struct flute_model_options {
     flute_device device;
     flute_kernels kernels;
-    int n_threads;  // CPU threads, at most 1024; 0: all that the process may use
-    bool no_verify; // skip the checksums of the file's contents
+    int n_threads;      // CPU threads of each rank, at most 1024; 0: all that the process may use
+    bool no_verify;     // skip the checksums of the file's contents
+    flute_ranks *ranks; // NULL: this process alone
+    bool scatter;       // only rank 0 has the file: it sends the others their parts
 } flute_model_options;
 
 // Opens a .flt file. options == NULL means all defaults (a zeroed struct).
@@ -60,17 +95,25 @@ typedef struct flute_model_info {
     int n_layers, hidden, n_heads, n_kv_heads, head_dim, n_ff, n_vocab;
     int max_context; // positions the model was made for
     uint64_t n_parameters;
-    uint64_t weight_bytes;   // all tensors as stored
+    uint64_t weight_bytes;   // all tensors as stored, of all ranks
     uint64_t decode_bytes;   // bytes of weights read for one decoded token (all but the embedding rows)
-    uint64_t kv_token_bytes; // bytes of KV cache of one token
+    uint64_t kv_token_bytes; // bytes of KV cache of one token, of all ranks
     bool has_tokenizer;
 } flute_model_info;
 
 FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *info);
 
 // Read bandwidth of the device's memory in bytes per second, measured now on a buffer of its own (about 0.2
-// s): the yardstick of every speed that the tools print.
+// s), times the number of ranks where each has a GPU: the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
+
+// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single
+// rank.
+FLUTE_API int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds,
+                                             flute_error *err);
+// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. 0
+// where they are queued on a GPU.
+FLUTE_API double flute_model_collective_seconds(const flute_model *model);
 
 // ---- Text and tokens
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/base/fail.h"
+#include "engine/lead.h"
 
 static int blocks_of(int64_t n_tokens) {
     return (int)((n_tokens + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS);
@@ -34,10 +35,20 @@ static int refuse(const kv_cache *cache, int context, uint64_t bytes, uint64_t a
         context, (double)bytes / 0x1p20, (double)available / 0x1p20, (long long)fits);
 }
 
-// Moves the cache to a pool of n_blocks, more than it has.
-static int grow(kv_cache *cache, int n_blocks, flute_error *err) {
+int kv_cache_follow_grow(kv_cache *cache, int n_blocks, const int32_t *blocks, int n, flute_error *err) {
     const backend_ops *ops = cache->be->ops;
     kv_pool pool = {0};
+    int code = ops->kv_create(cache->be, &cache->dims, KV_BLOCK_TOKENS, n_blocks, &pool, err);
+    if (code) return code;
+    for (int i = 0; i < n; i++)
+        ops->kv_copy_block(cache->be, &cache->dims, &cache->pool, blocks[i], &pool, blocks[i]);
+    if (cache->pool.n_blocks) ops->kv_free(cache->be, &cache->pool);
+    cache->pool = pool;
+    return FLUTE_OK;
+}
+
+// Moves the cache to a pool of n_blocks, more than it has.
+static int grow(kv_cache *cache, int n_blocks, flute_error *err) {
     int32_t *references = realloc(cache->references, (size_t)n_blocks * sizeof *references);
     if (references) cache->references = references;
     int32_t *free_blocks = realloc(cache->free_blocks, (size_t)n_blocks * sizeof *free_blocks);
@@ -45,13 +56,15 @@ static int grow(kv_cache *cache, int n_blocks, flute_error *err) {
     if (!references || !free_blocks)
         return fail_memory(err, 2 * (size_t)n_blocks * sizeof *references, "the blocks of the KV cache");
 
-    int code = ops->kv_create(cache->be, &cache->dims, KV_BLOCK_TOKENS, n_blocks, &pool, err);
-    if (code) return code;
+    // Those in use are listed behind the free ones, where the new ones will stand.
     const int old_blocks = cache->pool.n_blocks;
+    int32_t *used = free_blocks + cache->n_free;
+    int n_used = 0;
     for (int block = 0; block < old_blocks; block++)
-        if (references[block]) ops->kv_copy_block(cache->be, &cache->dims, &cache->pool, block, &pool, block);
-    if (old_blocks) ops->kv_free(cache->be, &cache->pool);
-    cache->pool = pool;
+        if (references[block]) used[n_used++] = block;
+    int code = lead_grow(cache->lead, n_blocks, used, n_used, err);
+    if (!code) code = kv_cache_follow_grow(cache, n_blocks, used, n_used, err);
+    if (code) return code;
     // Highest first: a stack then hands out low numbers first, and untouched memory stays untouched.
     memmove(free_blocks + (n_blocks - old_blocks), free_blocks, (size_t)cache->n_free * sizeof *free_blocks);
     for (int i = 0; i < n_blocks - old_blocks; i++) {
@@ -120,6 +133,7 @@ void kv_sequence_append(kv_sequence *sequence, int n) {
         int32_t *last = &sequence->blocks[sequence->n_blocks - 1];
         if (cache->references[*last] > 1) {
             const int32_t own = take_block(cache);
+            lead_copy_block(cache->lead, *last, own);
             cache->be->ops->kv_copy_block(cache->be, &cache->dims, &cache->pool, *last, &cache->pool, own);
             drop_block(cache, *last);
             *last = own;

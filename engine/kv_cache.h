@@ -19,7 +19,8 @@ typedef struct kv_cache {
     int32_t *references;  // (pool.n_blocks) sequences that hold the block
     int32_t *free_blocks; // (n_free) a stack
     int n_free;
-    int64_t n_reserved; // blocks promised to sequences, at most pool.n_blocks
+    int64_t n_reserved;      // blocks promised to sequences, at most pool.n_blocks
+    const struct lead *lead; // tells the other ranks; NULL: there are none
 } kv_cache;
 
 typedef struct kv_sequence {
@@ -33,6 +34,9 @@ typedef struct kv_sequence {
 // be must outlive the cache. dims: max_rows and max_logits do not matter.
 void kv_cache_init(kv_cache *cache, backend *be, const kernel_dims *dims);
 void kv_cache_free(kv_cache *cache); // accepts a zeroed one; its sequences must be gone
+
+// The cache of a rank that follows: its pool becomes n_blocks large, blocks: (n) keep what they hold.
+int kv_cache_follow_grow(kv_cache *cache, int n_blocks, const int32_t *blocks, int n, flute_error *err);
 
 // Makes an empty sequence of at most context ≥ 1 tokens and grows the pool where that is needed: blocks in
 // use move along and keep their numbers. available: bytes of memory that the pool may take, all of it.

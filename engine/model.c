@@ -51,7 +51,8 @@ static int cuda_create(const flute_model_options *options, thread_pool *pool, ba
     if (options->kernels == FLUTE_KERNELS_REF)
         return fail(err, FLUTE_EUNSUPPORTED,
                     "the reference kernels run on the CPU: choose the device cpu or auto");
-    return backend_create_cuda(pool, out, err);
+    int code = options->ranks ? cuda_choose_device(ranks_local_rank(options->ranks), err) : FLUTE_OK;
+    return code ? code : backend_create_cuda(pool, out, err);
 }
 #endif
 
@@ -97,16 +98,41 @@ static int check_options(const flute_model_options *options, flute_error *err) {
     return FLUTE_OK;
 }
 
-static int load_file(flute_model *model, const char *path, const flute_model_options *options,
-                     flute_error *err) {
+int model_create(flute_model **out, const char *path, const flute_model_options *options, flute_error *err) {
+    flute_model *model = calloc(1, sizeof *model);
+    *out = model;
+    if (!model) return fail_memory(err, sizeof *model, "a model");
+    pthread_mutex_init(&model->lock, NULL);
+    model->ranks = options->ranks;
     model->path = strdup(path);
     if (!model->path) return fail_memory(err, strlen(path) + 1, "a file name");
-    int code = file_map_open(&model->map, path, err);
-    if (!code) code = flt_parse(&model->file, model->map.data, model->map.size, path, err);
-    if (!code && !options->no_verify) code = flt_verify(&model->file, model->pool, path, err);
-    if (!code && model->file.tokenizer != TOKENIZER_NONE)
+    int n_threads = options->n_threads;
+    if (n_threads == 0) n_threads = threads_available() / ranks_local_size(options->ranks);
+    model->pool = threads_create(n_threads > 0 ? n_threads : 1, err);
+    return model->pool ? create_backend(model, options, err) : FLUTE_ENOMEM;
+}
+
+int model_read(flute_model *model, flute_error *err) {
+    int code = model->map.data ? FLUTE_OK : file_map_open(&model->map, model->path, err);
+    if (!code) code = flt_parse(&model->file, model->map.data, model->map.size, model->path, err);
+    if (!code)
+        shard_init(&model->shard, &model->file.arch, model->file.tensors, flute_ranks_rank(model->ranks),
+                   ranks_size(model->ranks));
+    return code;
+}
+
+const comm_kind *model_comm_kind(const flute_model *model, flute_error *err) {
+    if (model->be->ops->comm) return model->be->ops->comm;
+    if (!model->device->own_memory) return ranks_host_comm(model->ranks, err);
+    fail(err, FLUTE_EUNSUPPORTED, "this flute was built without NCCL: ranks need --device cpu");
+    return NULL;
+}
+
+static int read_tokenizer(flute_model *model, flute_error *err) {
+    int code = FLUTE_OK;
+    if (model->file.tokenizer != TOKENIZER_NONE)
         code = tokenizer_create(&model->tok, model->file.tokenizer, model->file.tokenizer_blob,
-                                model->file.tokenizer_size, path, err);
+                                model->file.tokenizer_size, model->path, err);
     model->end_of_turn = code ? -1 : chat_end_of_turn(model->file.arch.chat, model->tok);
     return code;
 }
@@ -117,8 +143,11 @@ static int check_memory(const flute_model *model, flute_error *err) {
     uint64_t bytes = 0;
     if (!model->device->own_memory) return FLUTE_OK;
     for (int i = 0; i < arch_n_tensors(a); i++) {
-        const weight *w = &model->file.tensors[i];
-        if (w->data) bytes += w->type == WEIGHT_F32 ? w->size / 2 : w->size;
+        weight w;
+        layout_span spans[2];
+        if (!model->file.tensors[i].data) continue;
+        shard_weight(&model->shard, a, i, &model->file.tensors[i], &w, spans);
+        bytes += w.type == WEIGHT_F32 ? w.size / 2 : w.size;
     }
     const uint64_t available = model_available_memory(model);
     if (bytes <= available) return FLUTE_OK;
@@ -129,17 +158,44 @@ static int check_memory(const flute_model *model, flute_error *err) {
                 model->path, (double)bytes / 0x1p30, (double)available / 0x1p30);
 }
 
+// This rank's part of a tensor goes to the backend. What does not lie in one piece is copied together, and
+// stays so where the backend uses the memory of the host.
+static int place_tensor(flute_model *model, int index, flute_error *err) {
+    const weight *whole = &model->file.tensors[index];
+    weight host, *placed = &model->tensors[index];
+    layout_span spans[2];
+    void *copy = NULL;
+    const int n_spans = shard_weight(&model->shard, &model->file.arch, index, whole, &host, spans);
+    if (n_spans == 0) {
+        *placed = host;
+        return FLUTE_OK;
+    }
+    if (!host.data) {
+        if (posix_memalign(&copy, FLT_ALIGNMENT, host.size) != 0)
+            return fail_memory(err, host.size, "a rank's part of the weights");
+        shard_copy(whole, spans, n_spans, copy);
+        host.data = copy;
+    }
+    int code = model->be->ops->weight_place(model->be, &host, placed, err);
+    if (!code && placed->data == copy)
+        model->copies[index] = copy;
+    else
+        free(copy);
+    return code;
+}
+
 static int place_weights(flute_model *model, flute_error *err) {
     const arch *a = &model->file.arch;
     const int n_tensors = arch_n_tensors(a);
     int code = check_memory(model, err);
     if (code) return code;
     model->tensors = calloc((size_t)n_tensors, sizeof *model->tensors);
-    if (!model->tensors) return fail_memory(err, (size_t)n_tensors * sizeof *model->tensors, "tensors");
+    model->copies = calloc((size_t)n_tensors, sizeof *model->copies);
+    if (!model->tensors || !model->copies)
+        return fail_memory(err, (size_t)n_tensors * sizeof *model->tensors, "tensors");
     for (; model->n_tensors < n_tensors; model->n_tensors++) {
-        const weight *host = &model->file.tensors[model->n_tensors];
-        if (!host->data) continue;
-        code = model->be->ops->weight_place(model->be, host, &model->tensors[model->n_tensors], err);
+        if (!model->file.tensors[model->n_tensors].data) continue;
+        code = place_tensor(model, model->n_tensors, err);
         if (code) return code;
     }
     model->weights.tensors = model->tensors;
@@ -149,6 +205,19 @@ static int place_weights(flute_model *model, flute_error *err) {
         if (!model->weights.inv_freq[i]) return fail_memory(err, bytes, "rotary frequencies");
         rope_inv_freq(&a->rope[i], a->head_dim, model->weights.inv_freq[i]);
     }
+    return FLUTE_OK;
+}
+
+int model_place(flute_model *model, flute_error *err) {
+    kernel_dims dims;
+    model->be->comm = model->comm;
+    int code = place_weights(model, err);
+    if (code) return code;
+    shard_kernel_dims(&model->shard, &model->file.arch, 1, 1, &dims);
+    kv_cache_init(&model->cache, model->be, &dims);
+    model->cache.lead = &model->lead;
+    step_init(&model->step, &model->file.arch, &model->shard, &model->weights, model->be);
+    model->step.lead = &model->lead;
     return FLUTE_OK;
 }
 
@@ -164,10 +233,14 @@ static void describe(flute_model *model) {
     const arch *a = &model->file.arch;
     const backend_ops *ops = model->be->ops;
     const weight *projection = &model->file.tensors[arch_layer_tensor(0, SLOT_QKV)];
+    const char *name = model->device->name, *device = ops->describe(model->be);
     kernel_dims dims;
     arch_kernel_dims(a, 1, 1, &dims);
-    snprintf(model->device_line, sizeof model->device_line, "%s: %s", model->device->name,
-             ops->describe(model->be));
+    if (model->comm)
+        snprintf(model->device_line, sizeof model->device_line, "%d ranks by %s, each %s: %s",
+                 model->comm->size, model->comm->name, name, device);
+    else
+        snprintf(model->device_line, sizeof model->device_line, "%s: %s", name, device);
     flute_model_info *info = &model->info;
     *info = (flute_model_info){
         .name = model->file.name,
@@ -198,6 +271,25 @@ static void describe(flute_model *model) {
     }
 }
 
+static int open_model(flute_model **model, const char *path, const flute_model_options *options,
+                      flute_error *err) {
+    int code = model_create(model, path, options, err);
+    if (!code) code = model_read(*model, err);
+    if (code) return code;
+    if (options->ranks) {
+        flute_model_options same = *options; // on every rank the device that was found here
+        same.device = (*model)->device->device;
+        (*model)->lead = (lead){options->ranks, ranks_new_model(options->ranks)};
+        code = lead_open(*model, &same, err);
+    } else if (!options->no_verify) {
+        code = flt_verify(&(*model)->file, (*model)->pool, path, err);
+    }
+    if (!code) code = read_tokenizer(*model, err);
+    if (!code) code = model_place(*model, err);
+    if (!code) code = lead_placed(&(*model)->lead, err);
+    return code;
+}
+
 int flute_model_open(flute_model **out, const char *path, const flute_model_options *options,
                      flute_error *err) {
     static const flute_model_options defaults = {0};
@@ -205,23 +297,12 @@ int flute_model_open(flute_model **out, const char *path, const flute_model_opti
     *out = NULL;
     int code = check_options(options, err);
     if (code) return code;
-    flute_model *model = calloc(1, sizeof *model);
-    if (!model) return fail_memory(err, sizeof *model, "a model");
-    pthread_mutex_init(&model->lock, NULL);
-
-    model->pool = threads_create(options->n_threads, err);
-    code = model->pool ? FLUTE_OK : FLUTE_ENOMEM;
-    if (!code) code = create_backend(model, options, err);
-    if (!code) code = load_file(model, path, options, err);
-    if (!code) code = place_weights(model, err);
+    flute_model *model;
+    code = open_model(&model, path, options, err);
     if (code) {
         flute_model_free(model);
         return code;
     }
-    kernel_dims dims;
-    arch_kernel_dims(&model->file.arch, 1, 1, &dims);
-    kv_cache_init(&model->cache, model->be, &dims);
-    step_init(&model->step, &model->file.arch, &model->weights, model->be);
     describe(model);
     *out = model;
     return FLUTE_OK;
@@ -229,12 +310,20 @@ int flute_model_open(flute_model **out, const char *path, const flute_model_opti
 
 void flute_model_free(flute_model *model) {
     if (!model) return;
+    lead_close(&model->lead);
     step_free(&model->step);
     kv_cache_free(&model->cache);
-    for (int i = 0; i < model->n_tensors; i++)
+    for (int i = 0; i < model->n_tensors; i++) {
         if (model->tensors[i].data) model->be->ops->weight_release(model->be, &model->tensors[i]);
+        free(model->copies[i]);
+    }
     free(model->tensors);
+    free(model->copies);
     for (int i = 0; i < 2; i++) free(model->weights.inv_freq[i]);
+    if (model->comm) {
+        ranks_forget_comm(model->ranks, model->comm);
+        comm_free(model->comm);
+    }
     tokenizer_free(model->tok);
     flt_free(&model->file);
     file_map_close(&model->map);
@@ -251,7 +340,26 @@ void flute_model_get_info(const flute_model *model, flute_model_info *info) {
 
 double flute_model_measure_bandwidth(flute_model *model) {
     pthread_mutex_lock(&model->lock);
-    const double bandwidth = model->be->ops->read_bandwidth(model->be);
+    double bandwidth = model->be->ops->read_bandwidth(model->be);
+    if (model->comm && model->device->own_memory) bandwidth *= model->comm->size;
     pthread_mutex_unlock(&model->lock);
     return bandwidth;
+}
+
+int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds, flute_error *err) {
+    enum { REPEAT_BYTES = 32 << 20, MAX_REPEATS = 200 };
+    *seconds = 0;
+    if (bytes < sizeof(float) || bytes > (size_t)1 << 32)
+        return fail(err, FLUTE_EINVAL, "an all-reduce of %zu bytes: 4 to 2^32 can be measured", bytes);
+    if (!model->comm) return FLUTE_OK;
+    measure_message what = {.n_floats = bytes / sizeof(float), .repeats = (int)(REPEAT_BYTES / bytes) + 2};
+    if (what.repeats > MAX_REPEATS) what.repeats = MAX_REPEATS;
+    pthread_mutex_lock(&model->lock);
+    int code = lead_measure(&model->lead, model->comm, &what, seconds, err);
+    pthread_mutex_unlock(&model->lock);
+    return code;
+}
+
+double flute_model_collective_seconds(const flute_model *model) {
+    return model->comm ? model->comm->seconds : 0;
 }

@@ -9,6 +9,8 @@
 #include "engine/flt.h"
 #include "engine/flute.h"
 #include "engine/kv_cache.h"
+#include "engine/lead.h"
+#include "engine/shard.h"
 #include "engine/step.h"
 #include "models/graph.h"
 #include "tokenizer/tokenizer.h"
@@ -24,8 +26,13 @@ struct flute_model {
     thread_pool *pool;
     const struct device_kind *device;
     backend *be;
-    weight *tensors; // (n_tensors) as placed by the backend
+    weight *tensors; // (n_tensors) this rank's part of each, as placed by the backend
+    void **copies;   // (n_tensors) parts that do not lie in one piece in the file; NULL: none
     int n_tensors;
+    shard shard;
+    lead lead;          // of rank 0 of several
+    comm *comm;         // NULL: a single rank
+    flute_ranks *ranks; // NULL: a single rank
     model_weights weights;
     flute_model_info info;
     char device_line[256];
@@ -37,6 +44,15 @@ struct flute_model {
     step step;
     int n_sessions;
 };
+
+// The steps of flute_model_open, which ranks take together (lead.h, follow.c). Create starts threads and
+// backend; *out, which may be partly built, is the caller's to free. Read maps the file, unless map has it
+// already, and parses it. Place cuts this rank's part of the weights and gives it to the backend.
+int model_create(flute_model **out, const char *path, const flute_model_options *options, flute_error *err);
+int model_read(flute_model *model, flute_error *err);
+int model_place(flute_model *model, flute_error *err);
+// How the ranks of this model communicate. NULL: not at all in this build, and err says so.
+const comm_kind *model_comm_kind(const flute_model *model, flute_error *err);
 
 // Bytes of memory that a new KV pool may take on the model's device.
 uint64_t model_available_memory(const flute_model *model);

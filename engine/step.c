@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "engine/base/fail.h"
+#include "engine/lead.h"
 
-void step_init(step *s, const arch *a, const model_weights *weights, backend *be) {
-    *s = (step){.arch = a, .weights = weights, .be = be};
+void step_init(step *s, const arch *a, const shard *own, const model_weights *weights, backend *be) {
+    *s = (step){.arch = a, .shard = own, .weights = weights, .be = be};
 }
 
 static void free_arrays(step *s) {
@@ -31,6 +32,8 @@ static int larger(int a, int b) {
 
 int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int max_blocks, flute_error *err) {
     step next = {.arch = s->arch,
+                 .shard = s->shard,
+                 .lead = s->lead,
                  .weights = s->weights,
                  .be = s->be,
                  .state = s->state,
@@ -54,10 +57,15 @@ int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int m
     if (!next.ids || !next.positions || !next.sequences || !next.logits_rows || !next.block_tables ||
         !next.samples)
         code = fail_memory(err, (4 * rows + entries) * sizeof *next.ids, "the rows of a forward step");
+    if (!code) {
+        const reserve_message sizes = {next.max_rows, next.max_logits, next.max_sequences, next.max_blocks};
+        code = lead_reserve(s->lead, &sizes, err);
+    }
     if (!code && !same_state) {
         kernel_dims dims;
-        arch_kernel_dims(s->arch, next.max_rows, next.max_logits, &dims);
+        shard_kernel_dims(s->shard, s->arch, next.max_rows, next.max_logits, &dims);
         code = s->be->ops->state_create(s->be, &dims, &next.state, err);
+        if (code) code = lead_reserved(s->lead, code, err);
     }
     if (code) {
         free_arrays(&next);
@@ -66,7 +74,7 @@ int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int m
     if (!same_state && s->state) s->be->ops->state_free(s->state);
     free_arrays(s);
     *s = next;
-    return FLUTE_OK;
+    return lead_reserved(s->lead, FLUTE_OK, err); // if it failed elsewhere, room to spare here does no harm
 }
 
 void step_begin(step *s) {
@@ -98,6 +106,9 @@ void step_add(step *s, const kv_sequence *sequence, const int32_t *ids, int n, s
 }
 
 int step_run(step *s, kv_pool *pool, bool sample, flute_error *err) {
-    return graph_forward(s->arch, s->weights, s->be, s->state, pool, &s->batch, sample ? s->samples : NULL,
-                         err);
+    int code = lead_step(s->lead, &s->batch, err);
+    if (!code)
+        code = graph_forward(s->arch, s->weights, s->be, s->state, pool, &s->batch,
+                             sample ? s->samples : NULL, err);
+    return lead_failure(s->lead, code, err);
 }

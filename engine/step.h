@@ -4,10 +4,13 @@
 #define FLUTE_STEP_H
 
 #include "engine/kv_cache.h"
+#include "engine/shard.h"
 #include "models/graph.h"
 
 typedef struct step {
     const arch *arch;
+    const shard *shard;
+    const struct lead *lead; // tells the other ranks; NULL: there are none
     const model_weights *weights;
     backend *be;
     backend_state *state; // made for max_rows and max_logits
@@ -24,10 +27,11 @@ typedef struct step {
 // Which rows of a sequence's piece reach the head.
 typedef enum step_logits { STEP_NO_LOGITS, STEP_LAST_LOGITS, STEP_ALL_LOGITS } step_logits;
 
-void step_init(step *s, const arch *a, const model_weights *weights, backend *be);
+void step_init(step *s, const arch *a, const shard *own, const model_weights *weights, backend *be);
 void step_free(step *s); // accepts a zeroed one
 
-// Makes room for steps of at least these sizes; what was larger stays so. On failure the step is as before.
+// Makes room for steps of at least these sizes; what was larger stays so. On failure the step takes at least
+// what it did before.
 int step_reserve(step *s, int max_rows, int max_logits, int max_sequences, int max_blocks, flute_error *err);
 
 // Collects: step_begin, then step_add for every sequence, then step_run. The ids stand at positions

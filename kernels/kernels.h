@@ -16,6 +16,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/threads.h"
+#include "kernels/comm.h"
 #include "kernels/weight.h"
 
 #ifdef __cplusplus
@@ -25,11 +26,12 @@ extern "C" {
 typedef struct backend backend;             // a device, with its queue or threads
 typedef struct backend_state backend_state; // the buffers of one stream of forward steps
 
-// Sizes of a model as the buffers need them.
+// Sizes of a model as the buffers need them. A rank of a tensor-parallel model counts what is its own: heads
+// and n_ff, which may then be 0.
 typedef struct kernel_dims {
     int hidden;     // width of the residual stream
     int n_heads;    // query heads
-    int n_kv_heads; // key/value heads, a divisor of n_heads
+    int n_kv_heads; // key/value heads, a divisor of n_heads; 0 where n_heads is 0
     int head_dim;   // 32 to 256, a multiple of 16
     int n_ff;       // inner width of the feed-forward block
     int n_vocab;
@@ -123,10 +125,31 @@ typedef struct sample_args {
 // The uniform number in [0, 1) that sampling at (seed, position) uses: the same on every backend.
 double sample_uniform(uint64_t seed, uint64_t position);
 
+// Tensor parallelism. Every rank runs the same verbs on the same rows with its own parts of the weights
+// (engine/shard.h cuts them), and a backend whose comm has more than one rank adds up:
+//
+//   embed        the embedding has rows [first_row, first_row + n_rows): other ids give a row of zeros; x is
+//                the all-reduced sum
+//   qkv, attend  nothing: the rank's own heads; none where dims.n_heads is 0 (the weight has no data then)
+//   gate_up      nothing: the rank's own dims.n_ff channels; the weight has 2 · round_up(n_ff, 8) rows, or no
+//                data
+//   project_add  the weight has n_cols >= lead_cols + the input's own columns: the input is moved lead_cols
+//   to
+//                the right, with zeros around it. The product is all-reduced before post-norm and add. A
+//                weight without data gives zeros
+//   head         the head has rows [first_row, first_row + n_rows), which are layout_share_rows(dims.n_vocab,
+//                rank, size). Each rank's columns, in slots as wide as rank 0's, are all-gathered; logits are
+//                whole on rank 0
+//   sample       rank 0 only: the others get args == NULL
+//
+// x, and with it everything that is not cut, is the same on all ranks.
+
 // What a backend implements. All functions take the backend or a state that it made.
 typedef struct backend_ops {
     const char *name; // "cpu", "ref", "cuda"
     int batch_rows;   // rows of a forward step that prefill well
+    // How ranks communicate in this backend's memory; NULL: host memory, any kind for that will do.
+    const comm_kind *comm;
 
     void (*free)(backend *be);
     // One line on the device ("AMD EPYC, 2 threads, AVX-512 BF16"); static or owned by the backend.
@@ -173,6 +196,7 @@ typedef struct backend_ops {
 
 struct backend {
     const backend_ops *ops;
+    comm *comm; // set by the owner before states are made; NULL: a single rank. Borrowed
 };
 
 // The scalar oracle: float activations and cache, sums in a fixed plain order, no intrinsics.
@@ -185,6 +209,9 @@ int backend_create_cpu(thread_pool *pool, backend **out, flute_error *err);
 // CUDA. The pool's threads copy weights to pinned memory. FLUTE_EDEVICE: no device, or its driver is too old;
 // FLUTE_EUNSUPPORTED: too old a GPU.
 int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err);
+// Makes a device the calling thread's current one: each rank of a host gets one of its own, as long as there
+// are enough. FLUTE_EDEVICE: there is none.
+int cuda_choose_device(int local_rank, flute_error *err);
 // Bytes that can be allocated on the current device, less what the driver needs to work with.
 uint64_t cuda_available_memory(void);
 // "CUDA 13.0 (driver 13.0), cuBLAS 13.0.2"; out: (size).

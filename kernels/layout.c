@@ -215,7 +215,8 @@ float layout_scale(const weight *w, int64_t row, int64_t col) {
 
 void layout_unpack_panel(weight_type type, int64_t n_cols, int group_size, const uint8_t *panel,
                          uint8_t *codes, f16 *scales) {
-    const weight w = {type, group_size, PANEL_ROWS, n_cols, {0}, panel, 0};
+    const weight w = {
+        .type = type, .group_size = group_size, .n_rows = PANEL_ROWS, .n_cols = n_cols, .data = panel};
     const int64_t n_groups = n_cols / group_size;
     for (int64_t row = 0; row < PANEL_ROWS; row++) {
         for (int64_t col = 0; col < n_cols; col++)
@@ -342,4 +343,28 @@ int64_t layout_row_count(row_order order, const row_order_dims *dims) {
     default:
         return dims->n_rows_source;
     }
+}
+
+layout_span layout_cut(const weight *whole, layout_run rows, layout_run cols, layout_run *covered) {
+    if (!weight_is_quantized(whole->type)) {
+        const size_t bytes = (size_t)weight_type_bits(whole->type) / 8;
+        const size_t row_bytes = (size_t)whole->n_cols * bytes;
+        *covered = cols;
+        return (layout_span){.offset = (size_t)rows.first * row_bytes + (size_t)cols.first * bytes,
+                             .bytes = (size_t)cols.n * bytes,
+                             .stride = row_bytes,
+                             .n = rows.n};
+    }
+    assert(rows.first % PANEL_ROWS == 0);
+    const int unit_cols = layout_unit_cols(whole->group_size);
+    const size_t unit_bytes = layout_unit_bytes(whole->type, whole->group_size);
+    const size_t panel_bytes = layout_panel_bytes(whole->type, whole->n_cols, whole->group_size);
+    const int64_t first = cols.first / unit_cols, end = (cols.first + cols.n + unit_cols - 1) / unit_cols;
+    covered->first = first * unit_cols;
+    covered->n = (end * unit_cols < whole->n_cols ? end * unit_cols : whole->n_cols) - covered->first;
+    return (layout_span){.offset =
+                             (size_t)(rows.first / PANEL_ROWS) * panel_bytes + (size_t)first * unit_bytes,
+                         .bytes = (size_t)(end - first) * unit_bytes,
+                         .stride = panel_bytes,
+                         .n = layout_padded_rows(rows.n) / PANEL_ROWS};
 }

@@ -88,6 +88,33 @@ row_source layout_row_source(row_order order, const row_order_dims *dims, int64_
 // Rows of the stored matrix.
 int64_t layout_row_count(row_order order, const row_order_dims *dims);
 
+// Tensor parallelism: part `rank` of n things dealt out in order among size ranks. The first parts are the
+// larger ones, by one; parts may be empty.
+typedef struct layout_run {
+    int64_t first, n;
+} layout_run;
+static inline layout_run layout_share(int64_t n, int rank, int size) {
+    const int64_t each = n / size, more = n % size;
+    layout_run run = {rank * each + (rank < more ? rank : more), each + (rank < more ? 1 : 0)};
+    return run;
+}
+// The rows of an embedding or a head that a rank has: whole panels, the last one cut at n_rows.
+static inline layout_run layout_share_rows(int64_t n_rows, int rank, int size) {
+    layout_run run = layout_share(round_up(n_rows, PANEL_ROWS) / PANEL_ROWS, rank, size);
+    run.first *= PANEL_ROWS;
+    run.n *= PANEL_ROWS;
+    if (run.n > 0 && run.first + run.n > n_rows) run.n = n_rows - run.first;
+    return run;
+}
+// Part of a matrix as bytes: n pieces, the first at offset, stride apart.
+typedef struct layout_span {
+    size_t offset, bytes, stride;
+    int64_t n;
+} layout_span;
+// The bytes that hold some rows (the first one a multiple of 16 in quantized matrices) and some columns,
+// whole units of them in quantized matrices. Laid end to end they are a matrix of *covered columns.
+layout_span layout_cut(const weight *whole, layout_run rows, layout_run cols, layout_run *covered);
+
 #ifdef __cplusplus
 }
 #endif

@@ -45,10 +45,15 @@ static inline int weight_is_quantized(weight_type type) {
 typedef struct weight {
     weight_type type;
     int group_size;         // columns of one scale: 32, 64, 128 or 256; 0 for dense
-    int64_t n_rows, n_cols; // N outputs, K inputs, without padding; a vector is (1, n)
+    int64_t n_rows, n_cols; // N outputs, K inputs, without padding; a vector is (1, n); 0 rows or columns: a
+                            // rank's empty part
     bf16 table[16];         // first 2^b entries, LUT types only
     const void *data;       // in the memory of whoever placed it; NULL: the model has no such tensor
     size_t size;            // bytes
+    // A rank's part of a matrix (kernels/shard.h): its row 0 is row first_row of the whole, and its column
+    // lead_cols the rank's first own one. Columns before that, and behind the rank's last, are there because
+    // quantized matrices are cut at whole units; they belong to neighbours, and activations are zero there.
+    int64_t first_row, lead_cols; // 0 for a whole matrix
 } weight;
 
 #ifdef __cplusplus

@@ -12,6 +12,7 @@
 #include "engine/base/file.h"
 #include "engine/flute.h"
 #include "kernels/weight.h"
+#include "tools/ranks.h"
 
 enum {
     BENCH_MAX_VALUES = 32, // of a list
@@ -28,6 +29,7 @@ typedef struct bench_list {
 typedef struct bench_options {
     const char *model_path; // NULL: the model that comes with flute
     flute_model_options model;
+    ranks_options ranks;
     const char *plot_path;
     bool json;
     bench_list prompts;  // prompt lengths, tokens
@@ -65,6 +67,7 @@ typedef struct bench_decode_record {
     int context, batch;
     double tokens, bytes, flops, intensity; // tokens per second, of all sequences together
     bench_percentiles step;
+    double collectives; // share of the time that rank 0 spent in collectives; 0 on a GPU and without ranks
 } bench_decode_record;
 
 typedef struct bench_latency_record {
@@ -72,6 +75,11 @@ typedef struct bench_latency_record {
     bench_percentiles first; // from the arrival of all prompts to a sequence's first token
     bench_percentiles token; // between one token of a sequence and its next
 } bench_latency_record;
+
+typedef struct bench_sum_record {
+    int64_t bytes; // of one all-reduce
+    double seconds;
+} bench_sum_record;
 
 typedef struct bench_kernel_record {
     int64_t n, k; // rows and columns of the matrix
@@ -87,10 +95,11 @@ typedef struct bench_report {
     char device[160];
     double read_bandwidth;  // bytes per second
     flute_model_info model; // name NULL: none, as for kernels; strings are the model's own
-    int n_prefill, n_decode, n_latency, n_kernels;
+    int n_prefill, n_decode, n_latency, n_sums, n_kernels;
     bench_prefill_record prefill[BENCH_MAX_VALUES];
     bench_decode_record decode[BENCH_MAX_PAIRS];
     bench_latency_record latency[BENCH_MAX_PAIRS];
+    bench_sum_record sums[BENCH_MAX_VALUES];
     bench_kernel_record kernels[BENCH_MAX_PAIRS * BENCH_MAX_TYPES];
 } bench_report;
 
@@ -101,6 +110,9 @@ int bench_decode(flute_model *model, const bench_options *options, bench_report 
                  flute_error *err);
 int bench_latency(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
                   flute_error *err);
+// Nothing for a single rank.
+int bench_sums(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+               flute_error *err);
 int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err);
 
 void bench_report_json(const bench_report *report, yyjson_mut_doc *doc);

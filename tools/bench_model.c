@@ -144,8 +144,11 @@ int bench_prefill(flute_model *model, const bench_options *options, bench_report
 
 // ---- Decode
 
-// Fills steps: (repeats, n_generate) seconds, and *seconds, the median of what all steps of a repeat take.
-static int measure_decode(sequences *s, int repeats, double *steps, double *seconds, flute_error *err) {
+// Fills steps: (repeats, n_generate) seconds, *seconds, the median of what all steps of a repeat take, and
+// *collectives, the share of it that went into collectives.
+static int measure_decode(const flute_model *model, sequences *s, int repeats, double *steps, double *seconds,
+                          double *collectives, flute_error *err) {
+    double in_collectives = 0, in_all = 0;
     double *totals = calloc((size_t)repeats, sizeof *totals);
     int code = totals ? FLUTE_OK : fail_memory(err, (uint64_t)repeats * sizeof *totals, "times");
     for (int i = 0; !code && i < s->n; i++) code = sequences_prefill(s, i, err);
@@ -153,11 +156,16 @@ static int measure_decode(sequences *s, int repeats, double *steps, double *seco
         double *own = steps + (size_t)(repeat < 0 ? 0 : repeat) * (size_t)s->n_generate;
         code = sequences_rewind(s, s->n_prompt, err);
         for (int i = 0; i < s->n; i++) s->ids[i] = s->prompts[i];
+        const double before = flute_model_collective_seconds(model);
         for (int step = 0; !code && step < s->n_generate; step++) {
             code = sequences_step(s, &own[step], err);
             if (repeat >= 0) totals[repeat] += own[step];
         }
+        if (repeat < 0) continue;
+        in_collectives += flute_model_collective_seconds(model) - before;
+        in_all += totals[repeat];
     }
+    if (!code) *collectives = in_collectives / in_all;
     if (!code) *seconds = bench_median(totals, repeats);
     free(totals);
     return code;
@@ -167,10 +175,10 @@ static int decode_one(flute_model *model, const bench_options *options, int cont
                       const flute_model_info *info, bench_decode_record *record, flute_error *err) {
     const int n = options->n_generate, n_steps = n * options->repeats;
     sequences s;
-    double *steps = calloc((size_t)n_steps, sizeof *steps), seconds = 0;
+    double *steps = calloc((size_t)n_steps, sizeof *steps), seconds = 0, collectives = 0;
     int code = sequences_create(&s, model, info, batch, context, n, err);
     if (!code && !steps) code = fail_memory(err, (uint64_t)n_steps * sizeof *steps, "times");
-    if (!code) code = measure_decode(&s, options->repeats, steps, &seconds, err);
+    if (!code) code = measure_decode(model, &s, options->repeats, steps, &seconds, &collectives, err);
     if (!code) {
         // What a step cannot avoid: every weight once, and the cache of every sequence, half of the new
         // tokens on average.
@@ -183,7 +191,8 @@ static int decode_one(flute_model *model, const bench_options *options, int cont
                                         .bytes = bytes * steps_per_second,
                                         .flops = operations * steps_per_second,
                                         .intensity = operations / bytes,
-                                        .step = bench_percentiles_of(steps, n_steps)};
+                                        .step = bench_percentiles_of(steps, n_steps),
+                                        .collectives = collectives};
     }
     sequences_free(&s);
     free(steps);
@@ -194,8 +203,8 @@ int bench_decode(flute_model *model, const bench_options *options, bench_report 
                  flute_error *err) {
     const bench_list *contexts = &options->contexts, *batches = &options->batches;
     if (out)
-        fprintf(out, "\ndecode\n%8s %6s %10s %9s %9s %9s %8s %7s\n", "context", "batch", "tokens/s", "ms p50",
-                "ms p90", "ms p99", "GB/s", "% read");
+        fprintf(out, "\ndecode\n%8s %6s %10s %9s %9s %9s %8s %7s%s\n", "context", "batch", "tokens/s",
+                "ms p50", "ms p90", "ms p99", "GB/s", "% read", options->model.ranks ? "  % sums" : "");
     for (int i = 0; i < contexts->n * batches->n; i++) {
         const int context = contexts->values[i / batches->n], batch = batches->values[i % batches->n];
         bench_decode_record *r = &report->decode[report->n_decode];
@@ -206,9 +215,11 @@ int bench_decode(flute_model *model, const bench_options *options, bench_report 
         if (skip) continue;
         report->n_decode++;
         if (out)
-            fprintf(out, "%8d %6d %10.1f %9.3f %9.3f %9.3f %8.1f %7.1f\n", context, batch, r->tokens,
+            fprintf(out, "%8d %6d %10.1f %9.3f %9.3f %9.3f %8.1f %7.1f", context, batch, r->tokens,
                     r->step.p50 * 1e3, r->step.p90 * 1e3, r->step.p99 * 1e3, r->bytes / 1e9,
                     100 * r->bytes / report->read_bandwidth);
+        if (out && options->model.ranks) fprintf(out, " %7.1f", 100 * r->collectives);
+        if (out) fputc('\n', out);
         if (out) fflush(out);
     }
     return FLUTE_OK;
@@ -274,6 +285,27 @@ int bench_latency(flute_model *model, const bench_options *options, bench_report
                     r->first.p90 * 1e3, r->first.p99 * 1e3, r->token.p50 * 1e3, r->token.p90 * 1e3,
                     r->token.p99 * 1e3);
         if (out) fflush(out);
+    }
+    return FLUTE_OK;
+}
+
+// ---- All-reduces
+
+int bench_sums(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
+               flute_error *err) {
+    if (!options->model.ranks && strcmp(report->command, "sums") == 0)
+        return fail(err, FLUTE_EINVAL, "there is one rank, and nothing to sum up; give --tp N");
+    if (!options->model.ranks) return FLUTE_OK;
+    if (out) fprintf(out, "\nsums\n%10s %10s %8s\n", "bytes", "us", "GB/s");
+    for (int64_t bytes = 4 << 10; bytes <= 64 << 20; bytes *= 4) {
+        bench_sum_record *record = &report->sums[report->n_sums];
+        record->bytes = bytes;
+        const int code = flute_model_measure_all_reduce(model, (size_t)bytes, &record->seconds, err);
+        if (code) return code;
+        report->n_sums++;
+        if (out)
+            fprintf(out, "%10lld %10.1f %8.2f\n", (long long)bytes, record->seconds * 1e6,
+                    (double)bytes / record->seconds / 1e9);
     }
     return FLUTE_OK;
 }

@@ -41,6 +41,15 @@ static void json_decode(const bench_report *report, yyjson_mut_doc *doc, yyjson_
         yyjson_mut_obj_add_real(doc, record, "bandwidth_share", r->bytes / report->read_bandwidth);
         yyjson_mut_obj_add_real(doc, record, "gflops", r->flops / 1e9);
         yyjson_mut_obj_add_real(doc, record, "intensity", r->intensity);
+        yyjson_mut_obj_add_real(doc, record, "collectives_share", r->collectives);
+    }
+}
+
+static void json_sums(const bench_report *report, yyjson_mut_doc *doc, yyjson_mut_val *records) {
+    for (int i = 0; i < report->n_sums; i++) {
+        yyjson_mut_val *record = yyjson_mut_arr_add_obj(doc, records);
+        yyjson_mut_obj_add_int(doc, record, "bytes", report->sums[i].bytes);
+        yyjson_mut_obj_add_real(doc, record, "us", report->sums[i].seconds * 1e6);
     }
 }
 
@@ -96,6 +105,7 @@ void bench_report_json(const bench_report *report, yyjson_mut_doc *doc) {
     if (report->n_prefill) json_prefill(report, doc, yyjson_mut_obj_add_arr(doc, root, "prefill"));
     if (report->n_decode) json_decode(report, doc, yyjson_mut_obj_add_arr(doc, root, "decode"));
     if (report->n_latency) json_latency(report, doc, yyjson_mut_obj_add_arr(doc, root, "latency"));
+    if (report->n_sums) json_sums(report, doc, yyjson_mut_obj_add_arr(doc, root, "sums"));
     if (report->n_kernels) json_kernels(report, doc, yyjson_mut_obj_add_arr(doc, root, "kernels"));
 }
 

@@ -12,7 +12,7 @@
 #include "tools/cli.h"
 
 static const char usage[] =
-    "Usage: flute-bench [all|prefill|decode|latency|kernels] [options]\n"
+    "Usage: flute-bench [all|prefill|decode|latency|sums|kernels] [options]\n"
     "\n"
     "Measures, and compares with the read bandwidth of the memory, taken in the same run.\n"
     "\n"
@@ -20,8 +20,9 @@ static const char usage[] =
     "  decode    tokens per second and time per step, by tokens in the cache and batch\n"
     "  latency   time to the first token and from token to token, by prompt length and batch: all prompts\n"
     "            arrive together, are run one after the other, then continue together\n"
+    "  sums      all-reduces among ranks, by size; with --tp only\n"
     "  kernels   single products on random weights, without a model\n"
-    "  all       prefill, decode and latency; the default\n"
+    "  all       all of these but kernels; the default\n"
     "\n"
     "  -m, --model FILE            the model; default: the one that comes with flute. flute-quantize "
     "--random\n"
@@ -39,7 +40,7 @@ static const char usage[] =
     "  -t, --threads N             CPU threads (default: all)\n"
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
-    "      --no-verify             do not check the checksums of the model\n"
+    "      --no-verify             do not check the checksums of the model\n" RANKS_USAGE
     "      --plot FILE.svg|.html   draw charts, too: a roofline with every measurement, and one for each "
     "table\n"
     "      --json                  print one JSON object instead of tables\n"
@@ -53,8 +54,9 @@ static const char usage[] =
     "weight_bytes decode_bytes kv_token_bytes; then an array for each part that ran.\n"
     "  prefill:  prompt ms tokens_per_second gflops intensity\n"
     "  decode:   context batch tokens_per_second step_ms_p50 step_ms_p90 step_ms_p99 bytes_per_second\n"
-    "            bandwidth_share gflops intensity\n"
+    "            bandwidth_share gflops intensity collectives_share\n"
     "  latency:  prompt batch first_ms_p50 first_ms_p90 first_ms_p99 token_ms_p50 token_ms_p90 token_ms_p99\n"
+    "  sums:     bytes us\n"
     "  kernels:  n k type group m us bytes_per_second bandwidth_share gflops intensity speedup_over_bf16\n"
     "Bytes are those that cannot be avoided (decode: every weight once a step, the cache of every "
     "sequence);\n"
@@ -171,6 +173,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
                                              {"version", no_argument, NULL, OPT_VERSION},
+                                             RANKS_LONG_OPTIONS,
                                              {0}};
 
 static const bench_options defaults = {
@@ -196,6 +199,8 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 }
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
+    int code;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
     switch (option) {
     case 'm':
         o->model_path = text;
@@ -244,8 +249,9 @@ typedef int bench_part(flute_model *model, const bench_options *options, bench_r
 static const struct {
     const char *name;
     bench_part *part;
-} parts[] = {{"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}};
-enum { N_PARTS = 3 };
+} parts[] = {
+    {"prefill", bench_prefill}, {"decode", bench_decode}, {"latency", bench_latency}, {"sums", bench_sums}};
+enum { N_PARTS = sizeof parts / sizeof *parts };
 
 // Runs the parts of that name, or all of them.
 static int bench_model(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
@@ -318,7 +324,7 @@ static int run(const char *command, const bench_options *options, flute_error *e
 
 // The part named on the command line, "all" if there is none.
 static int parse_command(int argc, char **argv, const char **command, flute_error *err) {
-    static const char *const names[] = {"all", "prefill", "decode", "latency", "kernels", NULL};
+    static const char *const names[] = {"all", "prefill", "decode", "latency", "sums", "kernels", NULL};
     int index = 0;
     if (argc - optind > 1) return fail(err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind + 1]);
     if (optind < argc && cli_parse_name("what to measure", argv[optind], names, &index, err))
@@ -347,5 +353,9 @@ int main(int argc, char **argv) {
     }
     if (!code) code = parse_command(argc, argv, &command, &err);
     if (code) return cli_fail("flute-bench", &err, true);
-    return run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+    int status;
+    if (!ranks_begin("flute-bench", &options.ranks, &options.model, &status)) return status;
+    status = run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+    ranks_end(&options.model);
+    return status;
 }

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "engine/base/fail.h"
-#include "tools/cli.h"
+#include "tools/ranks.h"
 
 enum { DEFAULT_CONTEXT = 512, MAX_ALSO = 15 };
 
@@ -34,7 +34,7 @@ static const char usage[] =
     "  -t, --threads N      CPU threads (default: all)\n"
     "      --device NAME    auto, cpu or cuda (default auto)\n"
     "      --kernels NAME   auto or ref, the slow reference (default auto)\n"
-    "      --no-verify      do not check the checksums of the models\n"
+    "      --no-verify      do not check the checksums of the models\n" RANKS_USAGE
     "      --json           prints one object: perplexity, stderr, tokens, kl and top1 (null without "
     "--base),\n"
     "                       and more\n"
@@ -45,6 +45,7 @@ typedef struct perplexity_options {
     const char *model_path, *base_path, *text_path, *also_paths[MAX_ALSO];
     int n_also;
     flute_model_options model;
+    ranks_options ranks;
     int64_t context, limit; // 0: not given
     bool json;
 } perplexity_options;
@@ -320,11 +321,13 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
                                              {"version", no_argument, NULL, OPT_VERSION},
+                                             RANKS_LONG_OPTIONS,
                                              {0}};
 
 static int parse_option(int option, const char *text, perplexity_options *o, flute_error *err) {
     int64_t number = 0;
     int code = FLUTE_OK;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
     switch (option) {
     case 'm':
         o->model_path = text;
@@ -382,5 +385,9 @@ int main(int argc, char **argv) {
         code = fail(&err, FLUTE_EINVAL, "'%s' is one argument too many", argv[optind]);
     if (!code && !options.text_path) code = fail(&err, FLUTE_EINVAL, "which text? give -f FILE");
     if (code) return cli_fail("flute-perplexity", &err, true);
-    return run(&options, &err) ? cli_fail("flute-perplexity", &err, false) : CLI_OK;
+    int status;
+    if (!ranks_begin("flute-perplexity", &options.ranks, &options.model, &status)) return status;
+    status = run(&options, &err) ? cli_fail("flute-perplexity", &err, false) : CLI_OK;
+    ranks_end(&options.model);
+    return status;
 }

@@ -208,8 +208,13 @@ int main(int argc, char **argv) {
     bool done;
     cli_set_signals();
     int code = run_parse_options(&options, argc, argv, &done, &err);
-    const bool usage = code && !done;
-    if (!code && !done) code = run(&options, &err);
+    int status = CLI_OK;
+    if (code) {
+        status = cli_fail("flute-run", &err, !done);
+    } else if (!done && ranks_begin("flute-run", &options.ranks, &options.model, &status)) {
+        status = run(&options, &err) ? cli_fail("flute-run", &err, false) : CLI_OK;
+        ranks_end(&options.model);
+    }
     free(options.prompt_ids);
-    return code ? cli_fail("flute-run", &err, usage) : CLI_OK;
+    return status;
 }

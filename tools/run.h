@@ -3,12 +3,14 @@
 #define FLUTE_RUN_H
 
 #include "tools/generate.h"
+#include "tools/ranks.h"
 
 enum { RUN_MAX_STOPS = 32 };
 
 typedef struct run_options {
     const char *model_path; // NULL: the default model
     flute_model_options model;
+    ranks_options ranks;
     const char *prompt;      // -p; "-": standard input
     const char *prompt_file; // -f
     const char *logits_out;

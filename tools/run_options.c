@@ -38,7 +38,7 @@ static const char usage[] =
     "  -t, --threads N          CPU threads (default: all)\n"
     "      --device NAME        auto, cpu or cuda (default auto)\n"
     "      --kernels NAME       auto or ref, the slow reference (default auto)\n"
-    "      --no-verify          do not check the checksums of the model\n"
+    "      --no-verify          do not check the checksums of the model\n" RANKS_USAGE
     "      --logits-out FILE    writes the logits of every prompt position, float32, a row each; generates\n"
     "                           only when -n is given, too\n"
     "      --json               prints one object instead of the text: text, tokens, prompt_tokens, finish,\n"
@@ -98,6 +98,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"verbose", no_argument, NULL, 'v'},
                                              {"help", no_argument, NULL, 'h'},
                                              {"version", no_argument, NULL, OPT_VERSION},
+                                             RANKS_LONG_OPTIONS,
                                              {0}};
 
 static int add_stop(run_options *o, const char *text, flute_error *err) {
@@ -169,6 +170,7 @@ static int parse_option(int option, char *text, run_options *o, flute_error *err
     int64_t number = 0;
     int code;
     if (set_plain(option, text, o)) return FLUTE_OK;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
     switch (option) {
     case 'n':
         o->has_max_tokens = true;

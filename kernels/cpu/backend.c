@@ -23,6 +23,7 @@ enum {
     CHUNK_COLS = CHUNK_PANELS * PANEL_ROWS,
     INLINE_WORK = 1 << 15, // elements below which a dispatch costs more than it gains
     ROPE_TABLES = 2,       // frequencies in use within a step: Gemma 3 has two
+    MAX_UNIT_COLS = 256,   // what a rank's columns share their first and their last unit with is less
 };
 
 typedef struct cpu_backend {
@@ -40,6 +41,7 @@ typedef struct rope_table {
 struct backend_state {
     thread_pool *pool; // borrowed
     const cpu_kernels *kernels;
+    comm *comm; // borrowed; NULL: a single rank
     kernel_dims dims;
     flute_error error; // the first one of the step
     void *memory;      // everything below but tables, in one piece
@@ -64,6 +66,7 @@ struct backend_state {
     float *chunks;  // (threads, max_rows, CHUNK_COLS) products on their way into x or ff
     float *logits;  // (max_logits, logits_stride)
     int64_t logits_stride;
+    float *slots;    // (ranks, n_logits, rows of the head on rank 0, whole panels) of several ranks
     int32_t *tokens; // (max_logits)
     void *sample_scratch;
 };
@@ -89,6 +92,11 @@ static int64_t qkv_width(const kernel_dims *dims) {
     return (int64_t)(dims->n_heads + 2 * dims->n_kv_heads) * dims->head_dim;
 }
 
+// Columns of logits that rank 0 computes, the most of all ranks.
+static int64_t slot_width(const backend_state *s) {
+    return round_up(layout_share_rows(s->dims.n_vocab, 0, s->comm->size).n, PANEL_ROWS);
+}
+
 static size_t state_carve(backend_state *s, uint8_t *memory) {
     const kernel_dims *dims = &s->dims;
     const int most = dims->max_rows > dims->max_logits ? dims->max_rows : dims->max_logits;
@@ -105,9 +113,9 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
         s->ropes[i].sines = carve(&c, rows * half, f);
     }
     s->x = carve(&c, rows * hidden, f);
-    s->normed = carve(&c, rows * (size_t)round_up(dims->hidden, PANEL_ROWS), f);
-    s->prepared =
-        carve(&c, s->kernels->prepared_bytes(most, max64(max64(heads, dims->n_ff), dims->hidden)), 1);
+    const int64_t widest = max64(heads, dims->n_ff) + (s->comm ? 2 * MAX_UNIT_COLS : 0);
+    s->normed = carve(&c, rows * (size_t)max64(s->comm ? widest : 0, round_up(dims->hidden, PANEL_ROWS)), f);
+    s->prepared = carve(&c, s->kernels->prepared_bytes(most, max64(widest, dims->hidden)), 1);
     s->qkv = carve(&c, rows * (size_t)qkv_width(dims), f);
     s->attn = carve(&c, rows * (size_t)heads, f);
     s->ff = carve(&c, rows * (size_t)dims->n_ff, f);
@@ -115,6 +123,7 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     s->chunks = carve(&c, (size_t)threads_count(s->pool) * rows * CHUNK_COLS, f);
     s->logits_stride = round_up(dims->n_vocab, PANEL_ROWS);
     s->logits = carve(&c, n_logits * (size_t)s->logits_stride, f);
+    if (s->comm) s->slots = carve(&c, (size_t)s->comm->size * n_logits * (size_t)slot_width(s), f);
     s->tokens = carve(&c, n_logits, sizeof *s->tokens);
     s->sample_scratch = carve(&c, 1, sample_scratch_bytes(dims->n_vocab));
     return c.used;
@@ -129,11 +138,12 @@ static void cpu_state_free(backend_state *state) {
 
 static int cpu_state_create(backend *be, const kernel_dims *dims, backend_state **out, flute_error *err) {
     const cpu_backend *cpu = (const cpu_backend *)be;
-    assert(dims->head_dim % 16 == 0 && dims->n_heads % dims->n_kv_heads == 0);
+    assert(dims->head_dim % 16 == 0 && (dims->n_heads == 0 || dims->n_heads % dims->n_kv_heads == 0));
     backend_state *state = calloc(1, sizeof *state);
     if (!state) return fail_memory(err, sizeof *state, "the state of a forward step");
     state->pool = cpu->pool;
     state->kernels = cpu->kernels;
+    state->comm = be->comm;
     state->dims = *dims;
     const size_t bytes = state_carve(state, NULL);
     if (posix_memalign(&state->memory, 4096, bytes) != 0) {
@@ -255,29 +265,32 @@ typedef struct prepare_job {
     backend_state *state;
     const weight *weight;
     const norm_args *norm; // NULL, or without weight: none
-    const float *x;        // (rows, K)
+    const float *x;        // (rows, width)
     const int32_t *rows;   // which rows of x; NULL: 0, 1, …
     int n_rows;
+    int64_t width; // K, or less: a rank's own columns of its part of the weight
 } prepare_job;
 
 static void prepare_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const prepare_job *job = (const prepare_job *)argument;
     const cpu_kernels *kernels = job->state->kernels;
-    const int64_t width = job->weight->n_cols;
-    const bool normed = job->norm && job->norm->weight;
+    const int64_t width = job->width, n_cols = job->weight->n_cols;
+    const bool normed = job->norm && job->norm->weight, copied = normed || job->rows || width < n_cols;
     (void)worker;
     for (int64_t tile = begin; tile < end; tile++) {
         const int first = (int)tile * kernels->tile_rows;
         const int last = first + kernels->tile_rows < job->n_rows ? first + kernels->tile_rows : job->n_rows;
-        for (int row = first; row < last && (normed || job->rows); row++) {
+        for (int row = first; row < last && copied; row++) {
             const float *from = job->x + (job->rows ? job->rows[row] : row) * width;
+            float *to = job->state->normed + row * n_cols;
+            if (width < n_cols) memset(to, 0, (size_t)n_cols * sizeof *to);
             if (normed)
-                kernels->rms_norm(job->norm, from, (int)width, job->state->normed + row * width);
+                kernels->rms_norm(job->norm, from, (int)width, to);
             else
-                memcpy(job->state->normed + row * width, from, (size_t)width * sizeof *from);
+                memcpy(to + job->weight->lead_cols, from, (size_t)width * sizeof *from);
         }
-        kernels->prepare(job->weight, normed || job->rows ? job->state->normed : job->x, job->n_rows,
-                         (int)tile, job->state->prepared);
+        kernels->prepare(job->weight, copied ? job->state->normed : job->x, job->n_rows, (int)tile,
+                         job->state->prepared);
     }
 }
 
@@ -325,6 +338,11 @@ static void gemm(gemm_job *job) {
 
 // The verbs.
 
+// x becomes the sum over all ranks.
+static void sum_ranks(backend_state *state, float *x, int64_t n) {
+    if (state->comm) state->comm->ops->all_reduce(state->comm, x, (size_t)n, NULL, &state->error);
+}
+
 typedef struct embed_job {
     backend_state *state;
     const weight *embedding;
@@ -333,16 +351,23 @@ typedef struct embed_job {
 
 static void embed_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const embed_job *job = (const embed_job *)argument;
+    const int64_t hidden = job->state->dims.hidden;
     (void)worker;
-    for (int64_t row = begin; row < end; row++)
-        cpu_weight_row(job->embedding, job->state->ids[row], job->scale,
-                       job->state->x + row * job->state->dims.hidden);
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t id = job->state->ids[row] - job->embedding->first_row; // in this rank's rows, or not
+        float *out = job->state->x + row * hidden;
+        if (id >= 0 && id < job->embedding->n_rows)
+            cpu_weight_row(job->embedding, id, job->scale, out);
+        else
+            memset(out, 0, (size_t)hidden * sizeof *out);
+    }
 }
 
 static void cpu_embed(backend_state *state, const weight *embedding, float scale) {
     if (state->error.code) return;
     embed_job job = {state, embedding, scale};
     parallel(state, state->n_rows, state->dims.hidden, embed_chunk, &job);
+    sum_ranks(state, state->x, (int64_t)state->n_rows * state->dims.hidden);
 }
 
 // cos and sin of all rows for these frequencies, computed once a step.
@@ -402,9 +427,10 @@ static void rotate_chunk(void *argument, int64_t begin, int64_t end, int worker)
 }
 
 static void cpu_qkv(backend_state *state, const qkv_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->dims.n_heads == 0) return;
     const kernel_dims *dims = &state->dims;
-    prepare(&(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows});
+    prepare(
+        &(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows, state->dims.hidden});
     gemm(&(gemm_job){.state = state,
                      .weight = args->weight,
                      .n_rows = state->n_rows,
@@ -449,7 +475,7 @@ static void attend_chunk(void *argument, int64_t begin, int64_t end, int worker)
 }
 
 static void cpu_attend(backend_state *state, const attend_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->dims.n_heads == 0) return;
     const kernel_dims *dims = &state->dims;
     const int n_queries = dims->n_heads / dims->n_kv_heads;
     attend_job job = {state, args, (n_queries + CPU_ATTENTION_HEADS - 1) / CPU_ATTENTION_HEADS};
@@ -477,27 +503,34 @@ static void post_norm_chunk(void *argument, int64_t begin, int64_t end, int work
     (void)worker;
     for (int64_t row = begin; row < end; row++) {
         float *product = job->state->normed + row * job->stride;
-        job->state->kernels->rms_norm(job->norm, product, hidden, product);
+        if (job->norm->weight) job->state->kernels->rms_norm(job->norm, product, hidden, product);
         job->state->kernels->add(job->state->x + row * hidden, product, hidden);
     }
 }
 
 static void cpu_project_add(backend_state *state, const project_args *args) {
     if (state->error.code) return;
-    const float *input = args->input == PROJECT_ATTENTION ? state->attn : state->ff;
-    const int64_t stride = round_up(state->dims.hidden, PANEL_ROWS);
+    const kernel_dims *dims = &state->dims;
+    const bool attention = args->input == PROJECT_ATTENTION;
+    const float *input = attention ? state->attn : state->ff;
+    const int64_t width = attention ? (int64_t)dims->n_heads * dims->head_dim : dims->n_ff;
+    const int64_t stride = round_up(dims->hidden, PANEL_ROWS);
     gemm_job job = {.state = state, .weight = args->weight, .n_rows = state->n_rows};
-    prepare(&(prepare_job){state, args->weight, NULL, input, NULL, state->n_rows});
-    if (!args->post_norm.weight) {
+    if (width > 0) prepare(&(prepare_job){state, args->weight, NULL, input, NULL, state->n_rows, width});
+    if (!args->post_norm.weight && !state->comm) {
         job.finish = finish_add;
         gemm(&job);
         return;
     }
     job.out = state->normed;
     job.stride = stride;
-    gemm(&job);
+    if (width > 0)
+        gemm(&job);
+    else
+        memset(state->normed, 0, (size_t)(state->n_rows * stride) * sizeof *state->normed);
+    sum_ranks(state, state->normed, state->n_rows * stride);
     post_norm_job norm = {state, &args->post_norm, stride};
-    parallel(state, state->n_rows, state->dims.hidden, post_norm_chunk, &norm);
+    parallel(state, state->n_rows, dims->hidden, post_norm_chunk, &norm);
 }
 
 static void finish_activate(const gemm_job *job, int64_t first, int64_t n, float *product, int64_t stride) {
@@ -513,8 +546,9 @@ static void finish_activate(const gemm_job *job, int64_t first, int64_t n, float
 }
 
 static void cpu_gate_up(backend_state *state, const gate_up_args *args) {
-    if (state->error.code) return;
-    prepare(&(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows});
+    if (state->error.code || state->dims.n_ff == 0) return;
+    prepare(
+        &(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows, state->dims.hidden});
     gemm(&(gemm_job){.state = state,
                      .weight = args->weight,
                      .n_rows = state->n_rows,
@@ -528,16 +562,42 @@ static void finish_softcap(const gemm_job *job, int64_t first, int64_t n, float 
         job->state->kernels->softcap(product + row * stride, n, job->cap);
 }
 
+// The columns of all ranks, of which slots holds this one's, as whole rows of logits.
+static void gather_logits(backend_state *state) {
+    const int size = state->comm->size;
+    const int64_t slot = state->n_logits * slot_width(state);
+    if (state->comm->ops->all_gather(state->comm, state->slots + state->comm->rank * slot, state->slots,
+                                     (size_t)slot * sizeof(float), NULL, &state->error))
+        return;
+    for (int rank = 0; rank < size; rank++) {
+        const layout_run run = layout_share_rows(state->dims.n_vocab, rank, size);
+        const int64_t stride = round_up(run.n, PANEL_ROWS);
+        for (int i = 0; i < state->n_logits; i++)
+            memcpy(state->logits + i * state->logits_stride + run.first,
+                   state->slots + rank * slot + i * stride, (size_t)run.n * sizeof(float));
+    }
+}
+
 static void cpu_head(backend_state *state, const head_args *args) {
     if (state->error.code || state->n_logits == 0) return;
-    prepare(&(prepare_job){state, args->weight, &args->norm, state->x, state->logits_rows, state->n_logits});
-    gemm(&(gemm_job){.state = state,
-                     .weight = args->weight,
-                     .n_rows = state->n_logits,
-                     .out = state->logits,
-                     .stride = state->logits_stride,
-                     .finish = args->softcap != 0 ? finish_softcap : NULL,
-                     .cap = args->softcap});
+    float *out = state->logits;
+    int64_t stride = state->logits_stride;
+    if (state->comm) {
+        out = state->slots + state->comm->rank * state->n_logits * slot_width(state);
+        stride = round_up(args->weight->n_rows, PANEL_ROWS);
+    }
+    if (args->weight->n_rows > 0) { // a rank's part may be empty
+        prepare(&(prepare_job){state, args->weight, &args->norm, state->x, state->logits_rows,
+                               state->n_logits, state->dims.hidden});
+        gemm(&(gemm_job){.state = state,
+                         .weight = args->weight,
+                         .n_rows = state->n_logits,
+                         .out = out,
+                         .stride = stride,
+                         .finish = args->softcap != 0 ? finish_softcap : NULL,
+                         .cap = args->softcap});
+    }
+    if (state->comm) gather_logits(state);
 }
 
 static const float *cpu_logits(backend_state *state, int i) {

@@ -119,7 +119,7 @@ static int cuda_weight_place(backend *base, const weight *host, weight *placed, 
     *placed = *host;
     placed->data = NULL;
     int code;
-    if (host->n_rows == 1 && !weight_is_quantized(host->type)) {
+    if (host->n_rows == 1 && host->first_row == 0 && !weight_is_quantized(host->type)) {
         code = place_vector(be, host, placed, err);
     } else if (host->type == WEIGHT_F32 || host->type == WEIGHT_F16) {
         code = place_converted(be, host, placed, err);
@@ -208,6 +208,9 @@ static const backend_ops *cuda_ops(void) {
     static backend_ops ops; // C++17 has no designated initializers
     ops.name = "cuda";
     ops.batch_rows = BATCH_ROWS;
+#ifdef FLUTE_HAVE_NCCL
+    ops.comm = &comm_kind_nccl;
+#endif
     ops.free = cuda_free;
     ops.describe = cuda_describe;
     ops.read_bandwidth = cuda_read_bandwidth;
@@ -247,6 +250,13 @@ void cuda_library_versions(backend *base, char *out, size_t size) {
     product_cublas_version(&((cuda_backend *)base)->device, cublas, sizeof cublas);
     snprintf(out, size, "CUDA %d.%d (driver %d.%d), cuBLAS %s", CUDART_VERSION / 1000,
              CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10, cublas);
+}
+
+int cuda_choose_device(int local_rank, flute_error *err) {
+    int n_devices = 0;
+    cudaError_t code = cudaGetDeviceCount(&n_devices);
+    if (code == cudaSuccess && n_devices > 0) code = cudaSetDevice(local_rank % n_devices);
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "choosing a device");
 }
 
 int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err) {

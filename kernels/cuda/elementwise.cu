@@ -18,6 +18,7 @@ struct packed_weight {
     const uint8_t *data;
     int64_t n_cols;
     int64_t panel_bytes;
+    int first_row, n_rows;
     int type, group;
     int unit_cols, unit_bytes, block_bytes;
     float table[16]; // INT8: unused
@@ -26,6 +27,7 @@ struct packed_weight {
 static packed_weight describe_weight(const weight *w) {
     packed_weight p = {};
     p.data = (const uint8_t *)w->data, p.n_cols = w->n_cols, p.type = w->type, p.group = w->group_size;
+    p.first_row = (int)w->first_row, p.n_rows = (int)w->n_rows;
     if (!weight_is_quantized(w->type)) return p;
     p.panel_bytes = (int64_t)layout_panel_bytes(w->type, w->n_cols, w->group_size);
     p.unit_cols = layout_unit_cols(w->group_size);
@@ -105,9 +107,9 @@ static __global__ void __launch_bounds__(THREADS)
     table_to_shared(w, table);
     const int64_t row = blockIdx.x, col = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * 8;
     if (col >= w.n_cols) return;
-    const int id = ids[row];
+    const int id = ids[row] - w.first_row;
     float v[8] = {};
-    if (id >= 0) weight_octet(w, table, id, col, v);
+    if (id >= 0 && id < w.n_rows) weight_octet(w, table, id, col, v);
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (col + i < w.n_cols) x[row * w.n_cols + col + i] = v[i] * scale;

@@ -15,8 +15,8 @@
 extern "C" {
 #endif
 
-// x[m] = scale · W[ids[m]], zeros for a negative id.  w: (n_vocab, width) of any type, x: (n_rows, width)
-// f32.
+// x[m] = scale · W[ids[m]], zeros for an id that is not among the rows of w, as a negative one.  w: rows
+// [first_row, first_row + n_rows) of (n_vocab, width) of any type, x: (n_rows, width) f32.
 cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float scale, float *x,
                        cudaStream_t stream);
 

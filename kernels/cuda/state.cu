@@ -12,7 +12,7 @@
 #include "kernels/batch.h"
 #include "kernels/layout.h"
 
-enum { OPS_A_LAYER = 5, OPS_A_MODEL = 2, MAX_QUERIES = 64 };
+enum { OPS_A_LAYER = 5, OPS_A_MODEL = 2, MAX_QUERIES = 64, MAX_UNIT_COLS = 256 };
 
 // ---- Buffers. They are laid out twice by the same code: without memory, for the size, and then with it.
 
@@ -36,7 +36,7 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     carver c = {memory, 0};
     uint8_t *sample_scratch, *weights, *gate_up, *counters, *partials;
     carve(&c, &counters, cuda_attention_counters_bytes(dims->max_rows, dims->n_heads, dims->n_kv_heads));
-    carve(&c, &s->x, rows * hidden);
+    if (!s->ranks) carve(&c, &s->x, rows * hidden);
     carve(&c, &s->normed, (rows > n_logits ? rows : n_logits) * hidden);
     carve(&c, &s->squares, (size_t)LUT_NORM_TOKENS * LUT_MAX_PARTS);
     carve(&c, &s->qkv, rows * (heads + 2 * kv_heads));
@@ -44,7 +44,13 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     carve(&c, &s->attn, rows * heads);
     s->ff_stride = round_up(dims->n_ff, 8);
     carve(&c, &s->ff, rows * (size_t)s->ff_stride);
-    carve(&c, &s->product, rows * hidden);
+    if (!s->ranks) carve(&c, &s->product, rows * hidden);
+    if (s->ranks) {
+        const size_t own = heads > (size_t)s->ff_stride ? heads : (size_t)s->ff_stride;
+        s->slot_width = round_up(layout_share_rows(dims->n_vocab, 0, s->ranks->size).n, PANEL_ROWS);
+        carve(&c, &s->wide, rows * (own + 2 * MAX_UNIT_COLS));
+        carve(&c, &s->slots, (size_t)s->ranks->size * n_logits * (size_t)s->slot_width);
+    }
     carve(&c, &s->logits, n_logits * (size_t)dims->n_vocab);
     carve(&c, &s->tokens, n_logits);
     carve(&c, &sample_scratch, cuda_sample_scratch_bytes(dims->max_logits, dims->n_vocab));
@@ -81,6 +87,10 @@ void cuda_state_free(backend_state *state) {
     if (!state) return;
     drop_graphs(state);
     for (int i = 0; i < MAX_ROPES; i++) cudaFree((void *)state->ropes[i].device);
+    if (state->ranks) {
+        state->ranks->ops->release(state->ranks, state->x);
+        state->ranks->ops->release(state->ranks, state->product);
+    }
     cudaFree(state->memory);
     cudaFree(state->inputs);
     cudaFreeHost(state->host);
@@ -104,10 +114,24 @@ static int check_dims(const kernel_dims *dims, flute_error *err) {
     return FLUTE_OK;
 }
 
+// What ranks sum up. All ranks come here, so it goes before what may fail at some.
+static int allocate_sums(backend_state *state, flute_error *err) {
+    comm *ranks = state->ranks;
+    if (!ranks) return FLUTE_OK;
+    const size_t bytes = (size_t)state->dims.max_rows * (size_t)state->dims.hidden * sizeof(float);
+    void *x = NULL, *product = NULL;
+    int code = ranks->ops->alloc(ranks, &x, bytes, err);
+    if (!code) code = ranks->ops->alloc(ranks, &product, bytes, err);
+    state->x = (float *)x, state->product = (float *)product;
+    return code;
+}
+
 static int allocate_state(backend_state *state, flute_error *err) {
     const size_t bytes = state_carve(state, NULL), n_logits = (size_t)state->dims.max_logits;
     void *memory = NULL;
-    int code = cuda_allocate(&memory, bytes, "the buffers of a forward step; use a smaller batch", err);
+    int code = allocate_sums(state, err);
+    if (!code)
+        code = cuda_allocate(&memory, bytes, "the buffers of a forward step; use a smaller batch", err);
     if (code) return code;
     state->memory = (uint8_t *)memory;
     state_carve(state, state->memory);
@@ -123,12 +147,15 @@ static int allocate_state(backend_state *state, flute_error *err) {
 }
 
 int cuda_state_create(backend *be, const kernel_dims *dims, backend_state **out, flute_error *err) {
-    int code = check_dims(dims, err);
+    int code = dims->n_heads > 0 ? check_dims(dims, err) : FLUTE_OK;
     if (code) return code;
     backend_state *state = (backend_state *)calloc(1, sizeof *state);
     if (!state) return fail_memory(err, sizeof *state, "the state of a forward step");
     state->be = (cuda_backend *)be;
     state->dims = *dims;
+    state->ranks = be->comm;
+    state->idle = dims->n_heads == 0;
+    if (state->idle) state->dims.n_heads = state->dims.n_kv_heads = 1; // buffers want to be somewhere
     state->dims.max_rows = padded(dims->max_rows), state->dims.max_logits = padded(dims->max_logits);
     state->max_ops = OPS_A_LAYER * dims->n_layers + OPS_A_MODEL;
     state->ops = (step_op *)calloc((size_t)state->max_ops, sizeof *state->ops);
@@ -301,7 +328,7 @@ static const float *place_rope(backend_state *state, const float *inv_freq) {
 }
 
 void cuda_verb_qkv(backend_state *state, const qkv_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->idle) return;
     const float *inv_freq = place_rope(state, args->inv_freq);
     step_op *op = add_op(state, VERB_QKV, args->weight);
     op->layer = args->layer, op->norm = args->norm, op->q_norm = args->q_norm, op->k_norm = args->k_norm;
@@ -309,6 +336,7 @@ void cuda_verb_qkv(backend_state *state, const qkv_args *args) {
 }
 
 void cuda_verb_attend(backend_state *state, const attend_args *args) {
+    if (state->idle) return;
     step_op *op = add_op(state, VERB_ATTEND, NULL);
     op->layer = args->layer, op->window = args->window, op->softcap = args->softcap;
 }
@@ -319,6 +347,7 @@ void cuda_verb_project_add(backend_state *state, const project_args *args) {
 }
 
 void cuda_verb_gate_up(backend_state *state, const gate_up_args *args) {
+    if (state->dims.n_ff == 0) return;
     step_op *op = add_op(state, VERB_GATE_UP, args->weight);
     op->choice = args->act, op->norm = args->norm;
 }
@@ -418,7 +447,7 @@ static int run_step(backend_state *state, flute_error *err) {
     if (!code && cuda == cudaSuccess && sampled)
         cuda = cudaMemcpyAsync(state->host_tokens, state->tokens, n * sizeof(int32_t), cudaMemcpyDeviceToHost,
                                stream);
-    else if (!code && cuda == cudaSuccess && n > 0)
+    else if (!code && cuda == cudaSuccess && n > 0 && (!state->ranks || state->ranks->rank == 0))
         cuda =
             cudaMemcpyAsync(state->host_logits, state->logits,
                             n * (size_t)state->dims.n_vocab * sizeof(float), cudaMemcpyDeviceToHost, stream);

@@ -76,7 +76,14 @@ struct backend_state {
         const float *host, *device; // (head_dim / 2)
     } ropes[MAX_ROPES];
 
-    // Device memory, one allocation.
+    // Several ranks: NULL for a single one.
+    comm *ranks;        // borrowed
+    bool idle;          // this rank has no heads
+    bf16 *wide;         // (max_rows, own columns and what else is in their first and last unit)
+    float *slots;       // (ranks, max_logits, slot_width)
+    int64_t slot_width; // logits that rank 0 computes, whole panels: the most of all ranks
+
+    // Device memory, one allocation; x and product of several ranks are the comm's.
     uint8_t *memory;
     float *x;        // (max_rows, hidden) the residual stream
     bf16 *normed;    // (max_rows, hidden)

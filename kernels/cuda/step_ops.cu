@@ -3,6 +3,7 @@
 
 #include "engine/base/fail.h"
 #include "kernels/cuda/state.h"
+#include "kernels/layout.h"
 
 static const int32_t *input32(const backend_state *state, size_t place) {
     return (const int32_t *)(state->inputs + place);
@@ -62,6 +63,7 @@ static norm_source norm_of(const backend_state *state, const step_op *op) {
         return NORM_KERNEL;
     if (op->verb == VERB_HEAD && state->shape.n_runs > 0) return NORM_KERNEL; // of some rows only
     if (before->norm.weight) return NORM_DONE;
+    if (state->ranks) return NORM_KERNEL; // a sum stands between
     const int n_rows = state->shape.n_rows;
     return product_fuses_norm(before->weight, n_rows) && product_fuses_norm(op->weight, n_rows) ? NORM_PRODUCT
                                                                                                 : NORM_KERNEL;
@@ -129,16 +131,74 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
     return check(err, cuda_attention(&args, state->be->device.stream), "attention");
 }
 
+// data: (n_rows, hidden) becomes the sum over all ranks.
+static int sum_ranks(const backend_state *state, float *data, flute_error *err) {
+    const size_t n = (size_t)state->shape.n_rows * (size_t)state->dims.hidden;
+    return state->ranks->ops->all_reduce(state->ranks, data, n, state->be->device.stream, err);
+}
+
+static int queue_embed(const backend_state *state, const step_op *op, flute_error *err) {
+    const int32_t *ids = input32(state, state->places.ids);
+    const int n_rows = state->shape.n_rows;
+    cudaStream_t stream = state->be->device.stream;
+    const size_t bytes = (size_t)n_rows * (size_t)state->dims.hidden * sizeof(float);
+    const cudaError_t code = op->weight->data
+                                 ? cuda_embed(op->weight, ids, n_rows, op->scale, state->x, stream)
+                                 : cudaMemsetAsync(state->x, 0, bytes, stream);
+    if (code != cudaSuccess || !state->ranks) return check(err, code, "embedding");
+    return sum_ranks(state, state->x, err);
+}
+
+// x: (n_rows, width), stride apart, as (n_rows, w->n_cols): a rank's part of w begins and ends with whole
+// units.
+static cudaError_t widen(const backend_state *state, const weight *w, const bf16 **x, int64_t width,
+                         int64_t *stride) {
+    if (w->n_cols == width) return cudaSuccess;
+    cudaStream_t stream = state->be->device.stream;
+    const size_t n_rows = (size_t)state->shape.n_rows, wide = (size_t)round_up(w->n_cols, 8) * sizeof(bf16);
+    cudaError_t code = cudaMemsetAsync(state->wide, 0, n_rows * wide, stream);
+    if (code == cudaSuccess)
+        code = cudaMemcpy2DAsync(state->wide + w->lead_cols, wide, *x, (size_t)*stride * sizeof(bf16),
+                                 (size_t)width * sizeof(bf16), n_rows, cudaMemcpyDeviceToDevice, stream);
+    *x = state->wide, *stride = (int64_t)(wide / sizeof(bf16));
+    return code;
+}
+
+// A rank's part of the product, then the sum. What is added to x is summed in x itself: rank 0 adds its part,
+// the others begin anew, and the sum is the new x of all.
+static int queue_shared_product(const backend_state *state, const weight *w, const bf16 *x, int64_t stride,
+                                int64_t width, product_output to, flute_error *err) {
+    const int n_rows = state->shape.n_rows;
+    const size_t bytes = (size_t)n_rows * (size_t)to.stride * sizeof(float);
+    if (state->ranks->rank != 0) to.epilogue = LUT_STORE_F32;
+    int code = FLUTE_OK;
+    if (w->data) {
+        code = check(err, widen(state, w, &x, width, &stride), "activations");
+        const lut_gemm_args args = describe_product(w, x, stride, n_rows, to);
+        if (!code) code = product(&state->be->device, &state->scratch, &args, err);
+    } else if (to.epilogue == LUT_STORE_F32) {
+        code = check(err, cudaMemsetAsync(to.y, 0, bytes, state->be->device.stream), "a sum");
+    }
+    return code ? code : sum_ranks(state, (float *)to.y, err);
+}
+
 static int queue_project_add(const backend_state *state, const step_op *op, flute_error *err) {
     const int hidden = state->dims.hidden, n_rows = state->shape.n_rows;
     const bool attention = op->choice == PROJECT_ATTENTION, post_norm = op->norm.weight;
     const bf16 *x = attention ? state->attn : state->ff;
-    const int64_t stride = attention ? (int64_t)state->dims.n_heads * state->dims.head_dim : state->ff_stride;
+    const int64_t heads = (int64_t)state->dims.n_heads * state->dims.head_dim;
+    const int64_t stride = attention ? heads : state->ff_stride;
     product_output to = {state->x, hidden, LUT_ADD_F32};
     if (post_norm) to = {state->product, hidden, LUT_STORE_F32};
-    lut_gemm_args args = describe_product(op->weight, x, stride, n_rows, to);
-    if (!post_norm) args.next = next_norm(state, op);
-    const int code = product(&state->be->device, &state->scratch, &args, err);
+    int code;
+    if (state->ranks) {
+        code =
+            queue_shared_product(state, op->weight, x, stride, attention ? heads : state->dims.n_ff, to, err);
+    } else {
+        lut_gemm_args args = describe_product(op->weight, x, stride, n_rows, to);
+        if (!post_norm) args.next = next_norm(state, op);
+        code = product(&state->be->device, &state->scratch, &args, err);
+    }
     if (code || !post_norm) return code;
     const norm_args *next = !is_last(state, op) && norm_of(state, op + 1) == NORM_DONE ? &op[1].norm : NULL;
     return check(err,
@@ -153,12 +213,44 @@ static int queue_gate_up(const backend_state *state, const step_op *op, flute_er
     return multiply_normed(state, op, NULL, state->shape.n_rows, to, err);
 }
 
+// Columns of logits that a rank computes, from row to row of its slot.
+static int64_t slot_stride(const backend_state *state, int rank) {
+    return round_up(layout_share_rows(state->dims.n_vocab, rank, state->ranks->size).n, PANEL_ROWS);
+}
+
+// The slots of all ranks as whole rows of logits.
+static int gather_logits(const backend_state *state, flute_error *err) {
+    comm *ranks = state->ranks;
+    cudaStream_t stream = state->be->device.stream;
+    const int64_t n_logits = state->shape.n_logits, n_vocab = state->dims.n_vocab;
+    const int64_t slot = n_logits * state->slot_width;
+    int code = ranks->ops->all_gather(ranks, state->slots + ranks->rank * slot, state->slots,
+                                      (size_t)slot * sizeof(float), stream, err);
+    for (int rank = 0; rank < ranks->size && !code && ranks->rank == 0; rank++) {
+        const layout_run run = layout_share_rows(n_vocab, rank, ranks->size);
+        if (run.n == 0) continue;
+        code = check(err,
+                     cudaMemcpy2DAsync(
+                         state->logits + run.first, (size_t)n_vocab * sizeof(float),
+                         state->slots + rank * slot, (size_t)slot_stride(state, rank) * sizeof(float),
+                         (size_t)run.n * sizeof(float), (size_t)n_logits, cudaMemcpyDeviceToDevice, stream),
+                     "logits");
+    }
+    return code;
+}
+
 static int queue_head(const backend_state *state, const step_op *op, flute_error *err) {
     const int n_logits = state->shape.n_logits;
     const int64_t n_vocab = state->dims.n_vocab;
     // A decode step wants the logits of all rows, in their order.
     const int32_t *rows = state->shape.n_runs ? input32(state, state->places.logits_rows) : NULL;
-    const int code = multiply_normed(state, op, rows, n_logits, {state->logits, n_vocab, LUT_STORE_F32}, err);
+    product_output to = {state->logits, n_vocab, LUT_STORE_F32};
+    if (state->ranks)
+        to = {state->slots + state->ranks->rank * n_logits * state->slot_width,
+              slot_stride(state, state->ranks->rank), LUT_STORE_F32};
+    int code = FLUTE_OK;
+    if (op->weight->data) code = multiply_normed(state, op, rows, n_logits, to, err);
+    if (!code && state->ranks) code = gather_logits(state, err);
     if (code || op->softcap == 0) return code;
     return check(err, cuda_softcap(state->logits, n_logits * n_vocab, op->softcap, state->be->device.stream),
                  "the cap of logits");
@@ -167,10 +259,7 @@ static int queue_head(const backend_state *state, const step_op *op, flute_error
 static int queue_op(const backend_state *state, const step_op *op, flute_error *err) {
     switch ((step_verb)op->verb) {
     case VERB_EMBED:
-        return check(err,
-                     cuda_embed(op->weight, input32(state, state->places.ids), state->shape.n_rows, op->scale,
-                                state->x, state->be->device.stream),
-                     "embedding");
+        return queue_embed(state, op, err);
     case VERB_QKV:
         return queue_qkv(state, op, err);
     case VERB_ATTEND:

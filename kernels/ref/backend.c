@@ -20,6 +20,7 @@ typedef struct ref_backend {
 
 struct backend_state {
     thread_pool *pool; // borrowed
+    comm *comm;        // borrowed; NULL: a single rank
     kernel_dims dims;
     flute_error error; // the first one of the step
 
@@ -38,10 +39,14 @@ struct backend_state {
     float *gate_up; // (max_rows, 2·round_up(n_ff, 8)) in ROWS_GATE_UP order
     float *ff;      // (max_rows, n_ff)
     float *product; // (max_rows, hidden)
+    float *wide;    // (max_rows, own columns + what else is in their first and last unit) of several ranks
     float *logits;  // (max_logits, n_vocab)
+    float *slots;   // (ranks, max_logits, rows of the head on rank 0) of several ranks
     int32_t *tokens;
     void *sample_scratch;
 };
+
+enum { MAX_UNIT_COLS = 256 };
 
 // Buffers and the cache.
 
@@ -54,9 +59,10 @@ static void *take(size_t n, size_t size, const char *what, flute_error *err) {
 static void ref_state_free(backend_state *state) {
     if (!state) return;
     void *buffers[] = {
-        state->ids, state->positions, state->sequences, state->logits_rows, state->tables,
-        state->x,   state->normed,    state->qkv,       state->attn,        state->gate_up,
-        state->ff,  state->product,   state->logits,    state->tokens,      state->sample_scratch};
+        state->ids,  state->positions, state->sequences, state->logits_rows, state->tables,
+        state->x,    state->normed,    state->qkv,       state->attn,        state->gate_up,
+        state->ff,   state->product,   state->logits,    state->tokens,      state->sample_scratch,
+        state->wide, state->slots};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
     free(state);
 }
@@ -67,11 +73,12 @@ static int ref_state_create(backend *be, const kernel_dims *dims, backend_state 
     const size_t n_heads = (size_t)dims->n_heads, n_kv_heads = (size_t)dims->n_kv_heads;
     const size_t n_ff = (size_t)dims->n_ff, n_vocab = (size_t)dims->n_vocab;
     const char *what = "the buffers of a forward step";
-    assert(dims->head_dim % 16 == 0 && dims->n_heads % dims->n_kv_heads == 0);
+    assert(dims->head_dim % 16 == 0 && (dims->n_heads == 0 || dims->n_heads % dims->n_kv_heads == 0));
 
     backend_state *state = (backend_state *)take(1, sizeof *state, what, err);
     if (!state) return FLUTE_ENOMEM;
     state->pool = ((ref_backend *)be)->pool;
+    state->comm = be->comm;
     state->dims = *dims;
     if (!(state->ids = take(rows, sizeof(int32_t), what, err))) goto error;
     if (!(state->positions = take(rows, sizeof(int32_t), what, err))) goto error;
@@ -88,6 +95,13 @@ static int ref_state_create(backend *be, const kernel_dims *dims, backend_state 
     if (!(state->logits = take(n_logits * n_vocab, sizeof(float), what, err))) goto error;
     if (!(state->tokens = take(n_logits, sizeof(int32_t), what, err))) goto error;
     if (!(state->sample_scratch = take(1, sample_scratch_bytes(dims->n_vocab), what, err))) goto error;
+    if (be->comm) {
+        const size_t widest = (n_heads * head_dim > n_ff ? n_heads * head_dim : n_ff) + 2 * MAX_UNIT_COLS;
+        const size_t slot = (size_t)layout_share_rows(dims->n_vocab, 0, be->comm->size).n;
+        const size_t n_slots = (size_t)be->comm->size * n_logits;
+        if (!(state->wide = take(rows * widest, sizeof(float), what, err))) goto error;
+        if (!(state->slots = take(n_slots * slot, sizeof(float), what, err))) goto error;
+    }
     *out = state;
     return FLUTE_OK;
 error:
@@ -197,6 +211,21 @@ static void gemm(backend_state *state, const weight *w, const float *x, int n_ro
     threads_for(state->pool, (w->n_rows + PANEL_ROWS - 1) / PANEL_ROWS, 1, gemm_chunk, &job);
 }
 
+// x becomes the sum over all ranks.
+static void sum_ranks(backend_state *state, float *x, int64_t n) {
+    if (state->comm) state->comm->ops->all_reduce(state->comm, x, (size_t)n, NULL, &state->error);
+}
+
+// x: (n_rows, width) as (n_rows, w->n_cols), where a rank's part of w begins and ends with whole units.
+static const float *widen_rows(backend_state *state, const weight *w, const float *x, int width) {
+    if (w->n_cols == width) return x;
+    memset(state->wide, 0, (size_t)state->n_rows * (size_t)w->n_cols * sizeof *x);
+    for (int row = 0; row < state->n_rows; row++)
+        memcpy(state->wide + row * w->n_cols + w->lead_cols, x + (int64_t)row * width,
+               (size_t)width * sizeof *x);
+    return state->wide;
+}
+
 // out = norm(x), row by row; a copy where there is no norm.
 static void norm_rows(const norm_args *norm, const float *x, int n_rows, int width, float *out) {
     for (int row = 0; row < n_rows; row++, x += width, out += width)
@@ -210,7 +239,16 @@ static void norm_rows(const norm_args *norm, const float *x, int n_rows, int wid
 
 static void ref_backend_embed(backend_state *state, const weight *embedding, float scale) {
     if (state->error.code) return;
-    ref_embed(embedding, state->ids, state->n_rows, scale, state->x);
+    const int64_t hidden = state->dims.hidden;
+    for (int row = 0; row < state->n_rows; row++) {
+        float *out = state->x + row * hidden;
+        const int64_t id = state->ids[row] - embedding->first_row; // in this rank's rows, if it is there
+        if (id >= 0 && id < embedding->n_rows)
+            ref_embed(embedding, &(int32_t){(int32_t)id}, 1, scale, out);
+        else
+            memset(out, 0, (size_t)hidden * sizeof *out);
+    }
+    sum_ranks(state, state->x, state->n_rows * hidden);
 }
 
 typedef struct qkv_job {
@@ -249,7 +287,7 @@ static void qkv_chunk(void *argument, int64_t begin, int64_t end, int worker) {
 }
 
 static void ref_backend_qkv(backend_state *state, const qkv_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->dims.n_heads == 0) return;
     norm_rows(&args->norm, state->x, state->n_rows, state->dims.hidden, state->normed);
     gemm(state, args->weight, state->normed, state->n_rows, state->qkv);
     qkv_job job = {state, args};
@@ -287,27 +325,49 @@ static void attend_chunk(void *argument, int64_t begin, int64_t end, int worker)
 }
 
 static void ref_backend_attend(backend_state *state, const attend_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->dims.n_heads == 0) return;
     attend_job job = {state, args};
     threads_for(state->pool, (int64_t)state->n_rows * state->dims.n_heads, 4, attend_chunk, &job);
 }
 
 static void ref_backend_project_add(backend_state *state, const project_args *args) {
     if (state->error.code) return;
-    const float *input = args->input == PROJECT_ATTENTION ? state->attn : state->ff;
-    const int hidden = state->dims.hidden;
-    gemm(state, args->weight, input, state->n_rows, state->product);
+    const kernel_dims *dims = &state->dims;
+    const bool attention = args->input == PROJECT_ATTENTION;
+    const int hidden = dims->hidden, width = attention ? dims->n_heads * dims->head_dim : dims->n_ff;
+    const float *input = attention ? state->attn : state->ff;
+    if (width > 0)
+        gemm(state, args->weight, widen_rows(state, args->weight, input, width), state->n_rows,
+             state->product);
+    else
+        memset(state->product, 0, (size_t)state->n_rows * (size_t)hidden * sizeof(float));
+    sum_ranks(state, state->product, (int64_t)state->n_rows * hidden);
     norm_rows(&args->post_norm, state->product, state->n_rows, hidden, state->product);
     for (int64_t i = 0; i < (int64_t)state->n_rows * hidden; i++) state->x[i] += state->product[i];
 }
 
 static void ref_backend_gate_up(backend_state *state, const gate_up_args *args) {
-    if (state->error.code) return;
+    if (state->error.code || state->dims.n_ff == 0) return;
     norm_rows(&args->norm, state->x, state->n_rows, state->dims.hidden, state->normed);
     gemm(state, args->weight, state->normed, state->n_rows, state->gate_up);
     for (int row = 0; row < state->n_rows; row++)
         ref_activation(args->act, state->gate_up + row * args->weight->n_rows, state->dims.n_ff,
                        state->ff + (int64_t)row * state->dims.n_ff);
+}
+
+// The columns of all ranks, of which slots holds this one's, as whole rows of logits.
+static void gather_logits(backend_state *state) {
+    const int size = state->comm->size, n_vocab = state->dims.n_vocab;
+    const int64_t slot = state->n_logits * layout_share_rows(n_vocab, 0, size).n;
+    if (state->comm->ops->all_gather(state->comm, state->slots + state->comm->rank * slot, state->slots,
+                                     (size_t)slot * sizeof(float), NULL, &state->error))
+        return;
+    for (int rank = 0; rank < size; rank++) {
+        const layout_run run = layout_share_rows(n_vocab, rank, size);
+        for (int i = 0; i < state->n_logits; i++)
+            memcpy(state->logits + (int64_t)i * n_vocab + run.first, state->slots + rank * slot + i * run.n,
+                   (size_t)run.n * sizeof(float));
+    }
 }
 
 static void ref_backend_head(backend_state *state, const head_args *args) {
@@ -316,7 +376,12 @@ static void ref_backend_head(backend_state *state, const head_args *args) {
     for (int i = 0; i < state->n_logits; i++)
         norm_rows(&args->norm, state->x + (int64_t)state->logits_rows[i] * hidden, 1, hidden,
                   state->normed + (int64_t)i * hidden);
-    gemm(state, args->weight, state->normed, state->n_logits, state->logits);
+    float *out = state->logits;
+    if (state->comm)
+        out = state->slots + state->comm->rank * state->n_logits *
+                                 layout_share_rows(state->dims.n_vocab, 0, state->comm->size).n;
+    gemm(state, args->weight, state->normed, state->n_logits, out);
+    if (state->comm) gather_logits(state);
     const int64_t n = (int64_t)state->n_logits * state->dims.n_vocab;
     for (int64_t i = 0; i < n && args->softcap != 0; i++)
         state->logits[i] = ref_softcap(state->logits[i], args->softcap);

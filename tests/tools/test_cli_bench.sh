@@ -77,7 +77,7 @@ check 'no temporary files' no_leftovers
 "$bench" decode -m "$tiny" -t 1 --batches 1 --repeat 1 --json >json.txt # a context of 512
 check 'default lengths beyond the context are left out' same "$(grep -o '"context":[0-9]*' json.txt)" '"context":32'
 
-refuses 2 "what to measure: 'nothing' is none of all, prefill, decode, latency, kernels; *" "$bench" nothing
+refuses 2 "what to measure: 'nothing' is none of all, prefill, decode, latency, sums, kernels; *" "$bench" nothing
 refuses 2 "'more' is one argument too many; *" "$bench" decode more
 refuses 2 "--prompt-lengths: '0' is not a whole number from *" "$bench" --prompt-lengths 0
 refuses 2 "--batches: '1,,2' is not a list like 1,2,3; *" "$bench" --batches 1,,2

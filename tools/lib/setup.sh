@@ -6,7 +6,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 log_dir=$root/build-log # beside the build folders, because `meson setup --wipe` empties those
 
 build_packages=(build-essential meson ninja-build pkg-config libsentencepiece-dev libpcre2-dev libxxhash-dev libcmocka-dev)
-optional_packages=(libedit-dev libboost-context-dev libxml2-utils) # line editing in --chat; tests/simt; xmllint
+# Line editing in --chat; tests/simt; xmllint; CPU ranks on several hosts, and tests of mpirun.
+optional_packages=(libedit-dev libboost-context-dev libxml2-utils libopenmpi-dev openmpi-bin procps)
 
 say() { printf '== %s\n' "$*"; }
 

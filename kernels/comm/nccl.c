@@ -1,0 +1,188 @@
+// NCCL: one process per GPU. Collectives are queued on the caller's stream and may be captured into a graph.
+// Errors on the way come out of error(), which someone has to ask; abort() ends kernels that wait for a rank
+// that is gone.
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include "engine/base/fail.h"
+#include "kernels/comm.h"
+
+// Symmetric windows came with NCCL 2.27.
+#define HAVE_WINDOWS (NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0))
+
+enum { MAX_BUFFERS = 16 };
+
+typedef struct nccl_buffer {
+    void *memory; // NULL: free
+#if HAVE_WINDOWS
+    ncclWindow_t window; // NULL: not registered
+#endif
+} nccl_buffer;
+
+typedef struct nccl_comm {
+    comm base;
+    ncclComm_t handle;
+    atomic_bool aborted; // then the handle is gone
+    nccl_buffer buffers[MAX_BUFFERS];
+} nccl_comm;
+
+_Static_assert(sizeof(ncclUniqueId) <= sizeof(comm_ticket), "the ticket carries NCCL's id");
+
+static int check(ncclResult_t result, const char *what, flute_error *err) {
+    if (result == ncclSuccess) return FLUTE_OK;
+    return fail(err, FLUTE_EDEVICE, "%s: %s; NCCL_DEBUG=INFO says more", what, ncclGetErrorString(result));
+}
+
+static int nccl_error(comm *base, flute_error *err) {
+    nccl_comm *c = (nccl_comm *)base;
+    if (atomic_load(&c->aborted)) return fail(err, FLUTE_EDEVICE, "another rank has failed");
+    ncclResult_t result = ncclSuccess;
+    int code = check(ncclCommGetAsyncError(c->handle, &result), "ncclCommGetAsyncError", err);
+    return code ? code : check(result, "NCCL", err);
+}
+
+static int gone(nccl_comm *c, flute_error *err) {
+    return atomic_load(&c->aborted) ? nccl_error(&c->base, err) : FLUTE_OK;
+}
+
+static int nccl_all_reduce(comm *base, float *data, size_t n, void *stream, flute_error *err) {
+    nccl_comm *c = (nccl_comm *)base;
+    int code = gone(c, err);
+    if (code) return code;
+    return check(ncclAllReduce(data, data, n, ncclFloat32, ncclSum, c->handle, (cudaStream_t)stream),
+                 "ncclAllReduce", err);
+}
+
+static int nccl_all_gather(comm *base, const void *own, void *all, size_t bytes, void *stream,
+                           flute_error *err) {
+    nccl_comm *c = (nccl_comm *)base;
+    int code = gone(c, err);
+    if (code) return code;
+    return check(ncclAllGather(own, all, bytes, ncclUint8, c->handle, (cudaStream_t)stream), "ncclAllGather",
+                 err);
+}
+
+static int nccl_broadcast(comm *base, void *data, size_t bytes, int root, void *stream, flute_error *err) {
+    nccl_comm *c = (nccl_comm *)base;
+    int code = gone(c, err);
+    if (code) return code;
+    return check(ncclBroadcast(data, data, bytes, ncclUint8, root, c->handle, (cudaStream_t)stream),
+                 "ncclBroadcast", err);
+}
+
+// A sum of nothing in particular; abort ends it, and with it the wait.
+static int nccl_barrier(comm *base, void *stream, flute_error *err) {
+    float *one;
+    int code = base->ops->alloc(base, (void **)&one, sizeof *one, err);
+    if (code) return code;
+    code = nccl_all_reduce(base, one, 1, stream, err);
+    if (!code) {
+        const cudaError_t result = cudaStreamSynchronize((cudaStream_t)stream);
+        if (result != cudaSuccess)
+            code = fail(err, FLUTE_EDEVICE, "cudaStreamSynchronize: %s", cudaGetErrorString(result));
+    }
+    if (!code) code = nccl_error(base, err);
+    base->ops->release(base, one);
+    return code;
+}
+
+static nccl_buffer *find_buffer(nccl_comm *c, const void *memory) {
+    for (int i = 0; i < MAX_BUFFERS; i++)
+        if (c->buffers[i].memory == memory) return &c->buffers[i];
+    return NULL;
+}
+
+static int nccl_alloc(comm *base, void **out, size_t bytes, flute_error *err) {
+    nccl_comm *c = (nccl_comm *)base;
+    nccl_buffer *buffer = find_buffer(c, NULL);
+    if (!buffer) return fail(err, FLUTE_EDEVICE, "more than %d buffers of collectives", MAX_BUFFERS);
+    void *memory;
+    int code = gone(c, err);
+    if (!code) code = check(ncclMemAlloc(&memory, bytes), "ncclMemAlloc", err);
+    if (code) return code;
+    *buffer = (nccl_buffer){.memory = memory};
+    const cudaError_t result = cudaMemset(memory, 0, bytes);
+    if (result != cudaSuccess) code = fail(err, FLUTE_EDEVICE, "cudaMemset: %s", cudaGetErrorString(result));
+#if HAVE_WINDOWS
+    // Where the machine has no symmetric memory NCCL says so by a NULL window, and the buffer works as any.
+    if (!code)
+        code =
+            check(ncclCommWindowRegister(c->handle, memory, bytes, &buffer->window, NCCL_WIN_COLL_SYMMETRIC),
+                  "ncclCommWindowRegister", err);
+#endif
+    if (code) {
+        base->ops->release(base, memory);
+        return code;
+    }
+    *out = memory;
+    return FLUTE_OK;
+}
+
+static void nccl_release(comm *base, void *memory) {
+    nccl_comm *c = (nccl_comm *)base;
+    if (!memory) return;
+    nccl_buffer *buffer = find_buffer(c, memory);
+#if HAVE_WINDOWS
+    if (buffer->window && !atomic_load(&c->aborted)) ncclCommWindowDeregister(c->handle, buffer->window);
+#endif
+    ncclMemFree(memory);
+    *buffer = (nccl_buffer){0};
+}
+
+static void nccl_abort(comm *base) {
+    nccl_comm *c = (nccl_comm *)base;
+    if (!atomic_exchange(&c->aborted, true)) ncclCommAbort(c->handle);
+}
+
+static void nccl_free(comm *base) {
+    nccl_comm *c = (nccl_comm *)base;
+    for (int i = 0; i < MAX_BUFFERS; i++) nccl_release(base, c->buffers[i].memory);
+    if (!atomic_load(&c->aborted)) ncclCommDestroy(c->handle);
+    free(c);
+}
+
+static const comm_ops nccl_ops = {
+    .all_reduce = nccl_all_reduce,
+    .all_gather = nccl_all_gather,
+    .broadcast = nccl_broadcast,
+    .barrier = nccl_barrier,
+    .alloc = nccl_alloc,
+    .release = nccl_release,
+    .error = nccl_error,
+    .abort = nccl_abort,
+    .free = nccl_free,
+};
+
+static int nccl_ticket(comm_ticket *out, flute_error *err) {
+    ncclUniqueId id;
+    int code = check(ncclGetUniqueId(&id), "ncclGetUniqueId", err);
+    if (!code) memcpy(out->bytes, &id, sizeof id);
+    return code;
+}
+
+static int nccl_join(comm **out, const comm_ticket *ticket, int rank, int size, flute_error *err) {
+    ncclUniqueId id;
+    memcpy(&id, ticket->bytes, sizeof id);
+    nccl_comm *c = calloc(1, sizeof *c);
+    if (!c) return fail_memory(err, sizeof *c, "a rank");
+    c->base = (comm){.ops = &nccl_ops, .rank = rank, .size = size};
+    int code = check(ncclCommInitRank(&c->handle, size, id, rank), "ncclCommInitRank", err);
+    if (code) {
+        free(c);
+        return code;
+    }
+    int version = 0;
+    ncclGetVersion(&version);
+    snprintf(c->base.name, sizeof c->base.name, "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
+             version % 100);
+    *out = &c->base;
+    return FLUTE_OK;
+}
+
+const comm_kind comm_kind_nccl = {"nccl", nccl_ticket, nccl_join};
