@@ -316,14 +316,14 @@ struct row_sum {
 // afterwards.
 __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
     __shared__ bool last;
-    __threadfence();
-    __syncthreads();
+    __syncthreads(); // all stores of the block, which the fence of one thread then makes visible
     if (threadIdx.x == 0) {
+        __threadfence();
         last = atomicAdd(counter, 1) == n - 1;
         if (last) *counter = 0;
+        __threadfence();
     }
     __syncthreads();
-    __threadfence();
     return last;
 }
 
@@ -349,19 +349,31 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
     }
 }
 
-// The new token's key and value: heads of the row are a warp's each. n_rows queries, then key and value if
-// wanted.
+// Heads of the row, a warp each: n_rows queries and, if wanted, the new key and value. A warp loads two heads
+// before it works on the first: each load is a trip to L2.
 __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
                                              int n_rows, bool appends, const lane_rotation &rotation,
                                              uint16_t *q_rows, int q_stride, uint16_t *new_key,
                                              uint16_t *new_value) {
-    for (int i = threadIdx.x / WARP; i < n_rows + 2 * appends; i += WARPS) {
-        if (i < n_rows)
-            rotate_query(p, rotation, row, kv_head, first_query + i, q_rows + i * q_stride);
-        else if (i == n_rows)
-            rotate_key(p, rotation, row, kv_head, new_key);
-        else
-            round_value(p, row, kv_head, new_value);
+    const int n_queries = p.rows.n_heads / p.rows.n_kv_heads, head_dim = p.rows.head_dim,
+              n = n_rows + 2 * appends;
+    for (int first = threadIdx.x / WARP; first < n; first += 2 * WARPS) {
+        lane_pairs pairs[2];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int i = first + k * WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
+            if (i < n) pairs[k].load(head_of_row(p, row, kv_head, head), head_dim);
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int i = first + k * WARPS;
+            if (i < n_rows)
+                rotate_query(p, rotation, pairs[k], q_rows + i * q_stride);
+            else if (i == n_rows && appends)
+                rotate_key(p, rotation, pairs[k], new_key);
+            else if (i < n)
+                pairs[k].store(head_dim, new_value, 1);
+        }
     }
 }
 
@@ -614,10 +626,10 @@ static int head_groups(int n_heads, int n_kv_heads) {
     return (n_heads / n_kv_heads + TILE_ROWS - 1) / TILE_ROWS;
 }
 
-// Two blocks on each SM.
+// Two blocks on each SM, not more: a second wave would cost as much as the first.
 static int splits_for(int units, int n_sms) {
-    const int splits = (2 * n_sms + units - 1) / units;
-    return splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
+    const int splits = 2 * n_sms / units;
+    return splits < 1 ? 1 : splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
 }
 
 size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads) {

@@ -295,13 +295,15 @@ static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t 
     const int32_t block = r.tables[(int64_t)r.sequences[row] * r.max_blocks + position / r.block_tokens];
     uint16_t *keys = r.cache + block * r.block_stride + (int64_t)kv_head * 2 * head_dim * r.tile_tokens;
     for (int head = threadIdx.x / WARP; head < n_queries + 2; head += blockDim.x / WARP) {
+        lane_pairs pairs;
+        pairs.load(head_of_row(p, row, kv_head, head), head_dim);
         if (head < n_queries)
-            rotate_query(p, rotation, row, kv_head, head,
+            rotate_query(p, rotation, pairs,
                          q + ((int64_t)row * r.n_heads + kv_head * n_queries + head) * head_dim);
         else if (head == n_queries)
-            rotate_key(p, rotation, row, kv_head, keys + token * head_dim);
+            rotate_key(p, rotation, pairs, keys + token * head_dim);
         else
-            round_value(p, row, kv_head, keys + head_dim * r.tile_tokens + token, r.tile_tokens);
+            pairs.store(head_dim, keys + head_dim * r.tile_tokens + token, r.tile_tokens);
     }
 }
 

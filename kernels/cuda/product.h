@@ -1,5 +1,5 @@
-// y = x · Wᵀ for any weight and number of tokens: the fused LUT-GEMM where it is the fastest, cuBLAS for
-// dense weights and, behind a dequantization in pieces, for more tokens than the LUT-GEMM takes at a time.
+// y = x · Wᵀ for any weight and number of tokens: the fused LUT-GEMM, and cuBLAS for dense weights and,
+// behind a dequantization in pieces, for many tokens on GPUs that lack lut_wide.
 #ifndef FLUTE_CUDA_PRODUCT_H
 #define FLUTE_CUDA_PRODUCT_H
 
@@ -31,7 +31,7 @@ typedef struct product_scratch {
 } product_scratch;
 
 // Sizes for products of at most max_rows tokens.
-size_t product_weights_bytes(const kernel_dims *dims);
+size_t product_weights_bytes(const product_device *device, const kernel_dims *dims);
 size_t product_gate_up_bytes(const kernel_dims *dims);
 
 // Whether the product of so many tokens can leave or take a norm (lut_norm).

@@ -82,9 +82,19 @@ struct lane_pairs {
             if (c < half) a[i] *= factor * (offset + weight[c]), b[i] *= factor * (offset + weight[c + half]);
         }
     }
+    // As they are, in channels `stride` apart: values.
+    __device__ __forceinline__ void store(int head_dim, uint16_t *to, int stride) const {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int i = 0; i < MAX_PAIRS; i++) {
+            const int c = lane + i * WARP;
+            if (c >= head_dim / 2) continue;
+            to[pair_place(c) * stride] = to_bf16(a[i]), to[(pair_place(c) + 8) * stride] = to_bf16(b[i]);
+        }
+    }
     // Turned and scaled, to the places of stored order.
-    __device__ __forceinline__ void store(const lane_rotation &r, float scale, int head_dim,
-                                          uint16_t *to) const {
+    __device__ __forceinline__ void store_turned(const lane_rotation &r, float scale, int head_dim,
+                                                 uint16_t *to) const {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int i = 0; i < MAX_PAIRS; i++) {
@@ -102,27 +112,16 @@ __device__ __forceinline__ const float *head_of_row(const rotate_params &p, int 
     return p.qkv + (((int64_t)row * p.rows.n_kv_heads + kv_head) * heads + head) * p.rows.head_dim;
 }
 
-__device__ __forceinline__ void rotate_query(const rotate_params &p, const lane_rotation &rotation, int row,
-                                             int kv_head, int head, uint16_t *to) {
-    lane_pairs pairs;
-    pairs.load(head_of_row(p, row, kv_head, head), p.rows.head_dim);
+__device__ __forceinline__ void rotate_query(const rotate_params &p, const lane_rotation &rotation,
+                                             lane_pairs &pairs, uint16_t *to) {
     if (p.q_weight) pairs.norm(p.q_weight, p.q_eps, p.q_offset, p.rows.head_dim);
-    pairs.store(rotation, p.q_scale, p.rows.head_dim, to);
+    pairs.store_turned(rotation, p.q_scale, p.rows.head_dim, to);
 }
 
-__device__ __forceinline__ void rotate_key(const rotate_params &p, const lane_rotation &rotation, int row,
-                                           int kv_head, uint16_t *to) {
-    lane_pairs pairs;
-    pairs.load(head_of_row(p, row, kv_head, p.rows.n_heads / p.rows.n_kv_heads), p.rows.head_dim);
+__device__ __forceinline__ void rotate_key(const rotate_params &p, const lane_rotation &rotation,
+                                           lane_pairs &pairs, uint16_t *to) {
     if (p.k_weight) pairs.norm(p.k_weight, p.k_eps, p.k_offset, p.rows.head_dim);
-    pairs.store(rotation, 1.0f, p.rows.head_dim, to);
-}
-
-// The value of a row, in channels `stride` apart.
-__device__ __forceinline__ void round_value(const rotate_params &p, int row, int kv_head, uint16_t *to,
-                                            int stride = 1) {
-    const float *from = head_of_row(p, row, kv_head, p.rows.n_heads / p.rows.n_kv_heads + 1);
-    for (int d = threadIdx.x % WARP; d < p.rows.head_dim; d += WARP) to[d * stride] = to_bf16(from[d]);
+    pairs.store_turned(rotation, 1.0f, p.rows.head_dim, to);
 }
 
 #endif

@@ -57,7 +57,7 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     carve(&c, &partials,
           cuda_attention_partials_bytes(dims->max_rows, dims->n_heads, dims->n_kv_heads, dims->head_dim,
                                         n_sms));
-    carve(&c, &weights, product_weights_bytes(dims));
+    carve(&c, &weights, product_weights_bytes(&s->be->device, dims));
     carve(&c, &gate_up, product_gate_up_bytes(dims));
     s->sample_scratch = sample_scratch, s->counters = (uint32_t *)counters, s->partials = (float *)partials;
     s->scratch.weights = (bf16 *)weights, s->scratch.gate_up = (float *)gate_up;
