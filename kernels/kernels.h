@@ -214,8 +214,6 @@ int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err);
 int cuda_choose_device(int local_rank, flute_error *err);
 // Bytes that can be allocated on the current device, less what the driver needs to work with.
 uint64_t cuda_available_memory(void);
-// "CUDA 13.0 (driver 13.0), cuBLAS 13.0.2"; out: (size).
-void cuda_library_versions(backend *be, char *out, size_t size);
 
 #ifdef __cplusplus
 }

@@ -236,27 +236,18 @@ static const backend_ops *cuda_ops(void) {
     return &ops;
 }
 
+// The card, and the libraries that the figures of a run depend on.
 static void describe(cuda_backend *be) {
     cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, be->device.lut.ordinal) != cudaSuccess) return;
-    snprintf(be->description, sizeof be->description, "%.64s, %d SMs, %.1f GiB", properties.name,
-             properties.multiProcessorCount, (double)properties.totalGlobalMem / 0x1p30);
-}
-
-void cuda_library_versions(backend *base, char *out, size_t size) {
     int driver = 0;
     char cublas[32];
+    if (cudaGetDeviceProperties(&properties, be->device.lut.ordinal) != cudaSuccess) return;
     cudaDriverGetVersion(&driver);
-    product_cublas_version(&((cuda_backend *)base)->device, cublas, sizeof cublas);
-    snprintf(out, size, "CUDA %d.%d (driver %d.%d), cuBLAS %s", CUDART_VERSION / 1000,
-             CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10, cublas);
-}
-
-int cuda_choose_device(int local_rank, flute_error *err) {
-    int n_devices = 0;
-    cudaError_t code = cudaGetDeviceCount(&n_devices);
-    if (code == cudaSuccess && n_devices > 0) code = cudaSetDevice(local_rank % n_devices);
-    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "choosing a device");
+    product_cublas_version(&be->device, cublas, sizeof cublas);
+    snprintf(be->description, sizeof be->description,
+             "%.64s, %d SMs, %.1f GiB, CUDA %d.%d, driver %d.%d, cuBLAS %s", properties.name,
+             properties.multiProcessorCount, (double)properties.totalGlobalMem / 0x1p30,
+             CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10, cublas);
 }
 
 int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err) {

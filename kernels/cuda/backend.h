@@ -13,7 +13,7 @@ typedef struct cuda_backend {
     product_device device;
     uint8_t *staging[2]; // pinned: weights on their way to the device
     cudaEvent_t staged[2];
-    char description[128];
+    char description[192];
 } cuda_backend;
 
 // FLUTE_ENOMEM where memory was short, FLUTE_EDEVICE otherwise: "CUDA: WHAT: why".
