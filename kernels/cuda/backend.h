@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/product.h"
 #include "kernels/kernels.h"
 
@@ -15,11 +16,6 @@ typedef struct cuda_backend {
     cudaEvent_t staged[2];
     char description[192];
 } cuda_backend;
-
-// FLUTE_ENOMEM where memory was short, FLUTE_EDEVICE otherwise: "CUDA: WHAT: why".
-int cuda_fail(flute_error *err, cudaError_t code, const char *what);
-// Device memory; the failure says how much was wanted and how much is free.
-int cuda_allocate(void **out, size_t bytes, const char *what, flute_error *err);
 
 // Elements from block to block of the KV cache, and the tokens that it keeps room for in one.
 int64_t cuda_block_stride(const kernel_dims *dims, int block_tokens);

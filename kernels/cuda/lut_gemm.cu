@@ -8,6 +8,7 @@
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/lut_kernels.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/layout.h"
 
 // An SM has 228 KB, of which the system keeps 1 KB for each block: two blocks of lut_gemv, one of the others.
@@ -69,10 +70,6 @@ lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_toke
     return LUT_PATH_GEMV;
 }
 
-static int fail_cuda(flute_error *err, cudaError_t code, const char *what) {
-    return fail(err, FLUTE_EDEVICE, "CUDA: %s: %s", what, cudaGetErrorString(code));
-}
-
 // The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With
 // fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
 // tokens at K = 14336.
@@ -85,10 +82,11 @@ static size_t partials_bytes(const lut_device *device) {
 static int open_workspace(lut_device *device, flute_error *err) {
     assert((device->n_sms * 2 + 1) * sizeof(uint32_t) <= FLAGS_BYTES);
     const size_t size = FLAGS_BYTES + partials_bytes(device) + ARRANGED_BYTES;
-    cudaError_t code = cudaMalloc(&device->workspace, size);
-    if (code == cudaSuccess) code = cudaMemset(device->workspace, 0, FLAGS_BYTES);
-    if (code == cudaSuccess) code = cudaDeviceSynchronize(); // before any stream of the caller's
-    return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "workspace of the LUT-GEMM");
+    const int code = cuda_allocate(&device->workspace, size, "the workspace of the LUT-GEMM", err);
+    if (code) return code;
+    cudaError_t cuda = cudaMemset(device->workspace, 0, FLAGS_BYTES);
+    if (cuda == cudaSuccess) cuda = cudaDeviceSynchronize(); // before any stream of the caller's
+    return cuda == cudaSuccess ? FLUTE_OK : cuda_fail(err, cuda, "the workspace of the LUT-GEMM");
 }
 
 // More shared memory than a kernel gets unasked, for every kernel of a path.
@@ -100,7 +98,7 @@ static int ready_kernels(lut_path path, flute_error *err) {
                     cudaFuncSetAttribute((const void *)pick_kernel(path, bits, group, *tokens),
                                          cudaFuncAttributeMaxDynamicSharedMemorySize, paths[path].shared);
                 if (code != cudaSuccess)
-                    return fail_cuda(err, code,
+                    return cuda_fail(err, code,
                                      "the kernels do not fit this device; was flute built for it?");
             }
     return FLUTE_OK;
@@ -113,13 +111,13 @@ int lut_device_open(lut_device *out, flute_error *err) {
     if (code == cudaErrorInsufficientDriver)
         return fail(err, FLUTE_EDEVICE, "the NVIDIA driver is older than CUDA %d.%d; update the driver",
                     CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    if (code != cudaSuccess) return fail_cuda(err, code, "no usable device");
+    if (code != cudaSuccess) return cuda_fail(err, code, "no usable device");
     code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, out->ordinal);
     if (code == cudaSuccess)
         code = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, out->ordinal);
     if (code == cudaSuccess)
         code = cudaDeviceGetAttribute(&out->n_sms, cudaDevAttrMultiProcessorCount, out->ordinal);
-    if (code != cudaSuccess) return fail_cuda(err, code, "cannot query the device");
+    if (code != cudaSuccess) return cuda_fail(err, code, "cannot query the device");
     if (major < 9)
         return fail(err, FLUTE_EUNSUPPORTED,
                     "the GPU has compute capability %d.%d; the kernels need 9.0 (Hopper) or later", major,
@@ -307,7 +305,7 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
         code = cuda_launch(pick_kernel(LUT_PATH_WIDE, weight_type_bits(w->type), w->group_size, tile_tokens),
                            dim3((unsigned)n_ctas), WIDE_THREADS,
                            (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, true, *p);
-    return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 
 static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lut_path path, lut_params *p,
@@ -323,7 +321,7 @@ static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lu
         dim3((unsigned)((p->n_panels + p->cta_panels - 1) / p->cta_panels)),
         ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes),
         stream, args->overlap, *p);
-    return code == cudaSuccess ? FLUTE_OK : fail_cuda(err, code, "launching the LUT-GEMM");
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 
 // What a path cannot take at once goes in pieces, each of which reads the weights.

@@ -6,6 +6,7 @@
 
 #include "engine/base/fail.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/layout.h"
 
 enum {
@@ -22,18 +23,15 @@ int product_device_open(product_device *out, flute_error *err) {
         product_device_close(out);
         return code;
     }
-    cudaError_t cuda = cudaStreamCreateWithFlags(&out->stream, cudaStreamNonBlocking);
-    if (cuda == cudaSuccess) cuda = cudaMalloc(&out->workspace, WORKSPACE_BYTES);
+    const cudaError_t cuda = cudaStreamCreateWithFlags(&out->stream, cudaStreamNonBlocking);
+    if (cuda != cudaSuccess) code = cuda_fail(err, cuda, "a queue for products");
+    if (!code) code = cuda_allocate(&out->workspace, WORKSPACE_BYTES, "the workspace of cuBLAS", err);
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
-    if (cuda == cudaSuccess) status = cublasCreate(&out->cublas);
-    if (cuda == cudaSuccess && status == CUBLAS_STATUS_SUCCESS)
-        status = cublasSetStream(out->cublas, out->stream);
-    if (cuda == cudaSuccess && status == CUBLAS_STATUS_SUCCESS)
+    if (!code) status = cublasCreate(&out->cublas);
+    if (!code && status == CUBLAS_STATUS_SUCCESS) status = cublasSetStream(out->cublas, out->stream);
+    if (!code && status == CUBLAS_STATUS_SUCCESS)
         status = cublasSetWorkspace(out->cublas, out->workspace, WORKSPACE_BYTES);
-    if (cuda != cudaSuccess)
-        code = fail(err, cuda == cudaErrorMemoryAllocation ? FLUTE_ENOMEM : FLUTE_EDEVICE,
-                    "CUDA: a queue for products: %s", cudaGetErrorString(cuda));
-    else if (status != CUBLAS_STATUS_SUCCESS)
+    if (status != CUBLAS_STATUS_SUCCESS)
         code = fail(err, FLUTE_EDEVICE, "cuBLAS: %s", cublasGetStatusString(status));
     if (code) product_device_close(out);
     return code;
@@ -105,8 +103,7 @@ static int multiply_piece(const product_device *device, const product_scratch *s
     const cudaError_t code = cuda_activate(args->epilogue == LUT_SILU_MUL ? ACT_SILU : ACT_GELU_TANH,
                                            scratch->gate_up, n, (int)args->n_tokens, (int)(n / 2),
                                            (bf16 *)args->y + first / 2, args->y_stride, device->stream);
-    return code == cudaSuccess ? FLUTE_OK
-                               : fail(err, FLUTE_EDEVICE, "CUDA: activations: %s", cudaGetErrorString(code));
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "activations");
 }
 
 int product(const product_device *device, const product_scratch *scratch, const lut_gemm_args *args,
@@ -121,8 +118,7 @@ int product(const product_device *device, const product_scratch *scratch, const 
         const void *weights = quantized ? scratch->weights : (const bf16 *)w->data + first * w->n_cols;
         cudaError_t cuda = cudaSuccess;
         if (quantized) cuda = cuda_dequantize(w, first, n, scratch->weights, device->stream);
-        if (cuda != cudaSuccess)
-            return fail(err, FLUTE_EDEVICE, "CUDA: dequantizing weights: %s", cudaGetErrorString(cuda));
+        if (cuda != cudaSuccess) return cuda_fail(err, cuda, "dequantizing weights");
         code = multiply_piece(device, scratch, args, weights, first, n, err);
     }
     return code;
