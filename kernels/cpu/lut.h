@@ -63,6 +63,14 @@ INLINE int scale_at(int r) {
 
 INLINE void spread_scales(const uint8_t *scales, int group_size, float out[4 * PANEL_ROWS]) {
     for (int v = 0; v < PANEL_VECTORS; v++, out += 4 * VECTOR_FLOATS) {
+        if (group_size >= BLOCK_COLS) { // all runs of a block have one scale
+            const vfloat all = LOAD_F16(scales + (size_t)(v * VECTOR_FLOATS) * sizeof(f16));
+            vstore(out, VSHUFFLE(all, all, 0, 0, 4, 4));
+            vstore(out + VECTOR_FLOATS, VSHUFFLE(all, all, 1, 1, 5, 5));
+            vstore(out + 2 * VECTOR_FLOATS, VSHUFFLE(all, all, 2, 2, 6, 6));
+            vstore(out + 3 * VECTOR_FLOATS, VSHUFFLE(all, all, 3, 3, 7, 7));
+            continue;
+        }
         vfloat runs[4];
         for (int u = 0; u < 4; u++) {
             const int group = u * RUN_COLS / group_size;
