@@ -83,10 +83,10 @@ INLINE void decode_triples(const uint8_t *block, int g, __m512i table, lut_vecto
     const __m512i thirds = _mm512_sllv_epi32(
         _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), packed),
         _mm512_setr_epi32(0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2)); // runs 1 and 3 lie two lower
-    const int choose = 0xca;                                                // low ? codes : thirds
-    const __m512i even = _mm512_ternarylogic_epi32(low, codes, thirds, choose);
+    enum { CHOOSE = 0xca };                                                 // low ? codes : thirds
+    const __m512i even = _mm512_ternarylogic_epi32(low, codes, thirds, CHOOSE);
     const __m512i odd = _mm512_ternarylogic_epi32(low, _mm512_ror_epi32(codes, 16 + 2),
-                                                  _mm512_ror_epi32(thirds, 16 + 1), choose);
+                                                  _mm512_ror_epi32(thirds, 16 + 1), CHOOSE);
     lookup_halves(_mm512_mask_blend_epi16(0xaaaaaaaau, even, odd), table, rows[0]);
     lookup_halves(_mm512_shldi_epi32(odd, even, 16), table, rows[1]);
 }

@@ -39,7 +39,7 @@ INLINE void vstore(float *p, vfloat v) {
 #else
 #define VSHUFFLE_LANES(a, b, c, d) VSHUFFLE_RUN(0, a, b, c, d)
 #endif
-#define VSHUFFLE(x, y, a, b, c, d) __builtin_shuffle(x, y, (vint){VSHUFFLE_LANES(a, b, c, d)})
+#define VSHUFFLE(x, y, a, b, c, d) __builtin_shufflevector(x, y, VSHUFFLE_LANES(a, b, c, d))
 
 INLINE vfloat vset(float value) {
     return value - (vfloat){0};
