@@ -226,6 +226,13 @@ static void describe(cuda_backend *be) {
              CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10, cublas);
 }
 
+int cuda_choose_device(int local_rank, flute_error *err) {
+    int n_devices = 0;
+    cudaError_t code = cudaGetDeviceCount(&n_devices);
+    if (code == cudaSuccess && n_devices > 0) code = cudaSetDevice(local_rank % n_devices);
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "choosing a device");
+}
+
 int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err) {
     cuda_backend *be = (cuda_backend *)calloc(1, sizeof *be);
     if (!be) return fail_memory(err, sizeof *be, "the CUDA backend");
