@@ -22,8 +22,8 @@ typedef struct lut_device {
     void *workspace; // of those kernels, in device memory, so that one product at a time may run; or NULL
 } lut_device;
 
-// Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, the
-// driver is too old, or no memory; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
+// Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, or
+// the driver is too old; FLUTE_ENOMEM; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
 int lut_device_open(lut_device *out, flute_error *err);
 // Once the device is idle; also after lut_device_open failed, or on zeros.
 void lut_device_close(lut_device *device);
