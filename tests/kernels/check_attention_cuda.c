@@ -12,35 +12,10 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/layout.h"
 #include "kernels/ref/ref.h"
+#include "tests/kernels/cuda_check.h"
 
-static uint64_t random_state;
-
-static uint32_t random_bits(void) { // xorshift64* (Vigna 2016)
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
-}
-
-static int random_below(int n) {
-    return (int)((uint64_t)random_bits() * (uint64_t)n >> 32);
-}
-
-static float random_float(void) { // in [−1, 1)
-    return (float)(int32_t)random_bits() * 0x1p-31f;
-}
-
-static void check(cudaError_t code, const char *what) {
-    if (code == cudaSuccess) return;
-    printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
-    exit(1);
-}
-
-static void *host_memory(size_t n, size_t size) {
-    void *memory = calloc(n > 0 ? n : 1, size);
-    if (memory) return memory;
-    printf("Bail out! out of memory\n");
-    exit(1);
+static void *host_zeros(size_t n, size_t size) {
+    return memset(host_memory(n * size), 0, n * size);
 }
 
 static void *to_device(const void *data, size_t bytes) {
@@ -117,7 +92,7 @@ static void compute_expected(scene *c) {
     const weight q_weight = {.type = WEIGHT_F32, .n_rows = 1, .n_cols = d, .data = c->q_gain};
     const weight k_weight = {.type = WEIGHT_F32, .n_rows = 1, .n_cols = d, .data = c->k_gain};
     const norm_args q_norm = norm_with(&q_weight, EPS), k_norm = norm_with(&k_weight, EPS);
-    float *head = host_memory((size_t)d, sizeof *head);
+    float *head = host_zeros((size_t)d, sizeof *head);
     for (int pass = 0; pass < 2; pass++) // first all keys, then the queries that see them
         for (int row = 0; row < c->n_rows; row++)
             for (int i = 0; i < s->n_kv_heads * (n_queries + 2); i++) {
@@ -138,7 +113,7 @@ static void compute_expected(scene *c) {
                 // The twin wants keys (head_dim, tokens).
                 const int n = position + 1,
                           first = s->window > 0 && position >= s->window ? n - s->window : 0;
-                float *transposed = host_memory((size_t)n * (size_t)d, sizeof *transposed);
+                float *transposed = host_zeros((size_t)n * (size_t)d, sizeof *transposed);
                 const float *keys = history(c, c->keys, c->sequences[row], kv_head, 0);
                 for (int t = 0; t < n; t++)
                     for (int k = 0; k < d; k++) transposed[k * n + t] = keys[t * d + k];
@@ -153,7 +128,7 @@ static void compute_expected(scene *c) {
 }
 
 static scene *scene_create(const shape *s) {
-    scene *c = host_memory(1, sizeof *c);
+    scene *c = host_zeros(1, sizeof *c);
     c->s = *s;
     int longest = 0;
     for (int i = 0; i < s->n_sequences; i++) {
@@ -163,17 +138,17 @@ static scene *scene_create(const shape *s) {
     }
     c->max_blocks = (longest + s->block_tokens - 1) / s->block_tokens,
     c->n_blocks = c->max_blocks * s->n_sequences;
-    c->tables = host_memory((size_t)c->n_blocks, sizeof *c->tables);
+    c->tables = host_zeros((size_t)c->n_blocks, sizeof *c->tables);
     for (int i = 0; i < c->n_blocks; i++) c->tables[i] = (i * 7 + 3) % c->n_blocks;
     for (int i = 0; i < c->n_blocks && c->n_blocks % 7 == 0; i++) c->tables[i] = c->n_blocks - 1 - i;
     const size_t width = (size_t)(s->n_heads + 2 * s->n_kv_heads) * (size_t)s->head_dim,
                  n_rows = (size_t)c->n_rows;
     const size_t n_history = (size_t)s->n_sequences * (size_t)s->n_kv_heads * (size_t)c->max_blocks *
                              (size_t)s->block_tokens * (size_t)s->head_dim;
-    c->qkv = host_memory(n_rows * width, sizeof(float));
-    c->keys = host_memory(n_history, sizeof(float)), c->values = host_memory(n_history, sizeof(float));
-    c->cache = host_memory((size_t)(c->n_blocks * s->n_kv_heads) * (size_t)head_elements(c), sizeof(bf16));
-    c->expected = host_memory(n_rows * (size_t)(s->n_heads * s->head_dim), sizeof(float));
+    c->qkv = host_zeros(n_rows * width, sizeof(float));
+    c->keys = host_zeros(n_history, sizeof(float)), c->values = host_zeros(n_history, sizeof(float));
+    c->cache = host_zeros((size_t)(c->n_blocks * s->n_kv_heads) * (size_t)head_elements(c), sizeof(bf16));
+    c->expected = host_zeros(n_rows * (size_t)(s->n_heads * s->head_dim), sizeof(float));
     for (size_t i = 0; i < n_rows * width; i++) c->qkv[i] = 3 * random_float();
     for (int i = 0; i < s->head_dim; i++) c->q_gain[i] = random_float(), c->k_gain[i] = random_float();
     for (int i = 0; i < s->head_dim / 2; i++)
@@ -236,8 +211,8 @@ static void scene_run(const scene *c, bool decode, int n_sms, bf16 *out) {
     const size_t counters = cuda_attention_counters_bytes(c->n_rows, s->n_heads, s->n_kv_heads);
     const size_t partials =
         cuda_attention_partials_bytes(c->n_rows, s->n_heads, s->n_kv_heads, s->head_dim, n_sms);
-    void *zeros = host_memory(counters, 1),
-         *poison = memset(host_memory(n_out + partials, 1), 0xff, n_out + partials);
+    void *zeros = host_zeros(counters, 1),
+         *poison = memset(host_zeros(n_out + partials, 1), 0xff, n_out + partials);
     attention_args args = {.rows = &rows, .window = s->window, .softcap = s->softcap, .n_sms = n_sms};
     args.out = DEVICE(poison, n_out);
     if (decode) {
@@ -269,7 +244,7 @@ static double scene_error(const scene *c, const bf16 *out) {
 static bool check_shape(const shape *s, bool decode, int n_sms) {
     scene *c = scene_create(s);
     const size_t bytes = (size_t)c->n_rows * (size_t)(s->n_heads * s->head_dim) * sizeof(bf16);
-    bf16 *out = host_memory(bytes, 1), *again = host_memory(bytes, 1);
+    bf16 *out = host_zeros(bytes, 1), *again = host_zeros(bytes, 1);
     scene_run(c, decode, n_sms, out);
     scene_run(c, decode, n_sms, again);
     const double error = scene_error(c, out);

@@ -15,38 +15,7 @@
 
 #include "kernels/cuda/lut_gemm.h"
 #include "kernels/layout.h"
-
-static uint64_t random_state;
-
-static uint32_t random_bits(void) { // xorshift64* (Vigna 2016)
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
-}
-
-static int random_below(int n) {
-    return (int)((uint64_t)random_bits() * (uint64_t)n >> 32);
-}
-
-static float random_float(void) { // in [−1, 1)
-    return (float)(int32_t)random_bits() * 0x1p-31f;
-}
-
-static void check(cudaError_t code, const char *what) {
-    if (code == cudaSuccess) return;
-    printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
-    exit(1);
-}
-
-static void *host_memory(size_t size) {
-    void *memory = malloc(size > 0 ? size : 1);
-    if (!memory) {
-        printf("Bail out! out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
+#include "tests/kernels/cuda_check.h"
 
 typedef struct device_buffer {
     void *data;

@@ -13,36 +13,11 @@
 
 #include "kernels/cuda/sample.h"
 #include "kernels/sample.h"
+#include "tests/kernels/cuda_check.h"
 
 enum { MAX_ROWS = 5, MAX_HISTORY = 300, PADDING = 3, POISON = 0xff };
 
-static uint64_t random_state;
-
-static uint32_t random_bits(void) { // xorshift64* (Vigna 2016)
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return (uint32_t)((random_state * 0x2545f4914f6cdd1du) >> 32);
-}
-
-static int random_below(int n) {
-    return (int)((uint64_t)random_bits() * (uint64_t)n >> 32);
-}
-
 #define RANDOM_OF(list) ((list)[random_below((int)(sizeof(list) / sizeof *(list)))])
-
-static void check(cudaError_t code, const char *what) {
-    if (code == cudaSuccess) return;
-    printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
-    exit(1);
-}
-
-static void *host_memory(size_t size) {
-    void *memory = malloc(size);
-    if (memory) return memory;
-    printf("Bail out! out of memory\n");
-    exit(1);
-}
 
 static void *device_memory(size_t size) {
     void *memory = NULL;
