@@ -319,6 +319,41 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
     return d;
 }
 
+// ---- Clusters (sm_90): neighbouring blocks that run at the same time and reach each other's shared memory
+
+// A thread arrives at the barrier of its cluster; what it wrote before, there or in its own shared memory, is
+// seen behind the wait of any thread.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+// Waits until all threads of the cluster that have not returned have arrived.
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Stores to what is address `at` in the shared memory of the block of this rank. The block must have begun
+// and must not have ended: both a matter of the barrier.
+__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v) {
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "st.shared::cluster.v2.f32 [there], {%2, %3};\n}" ::"r"(at),
+                 "r"(rank), "f"(v.x), "f"(v.y)
+                 : "memory");
+}
+
+// Loads from there, under the same conditions.
+__device__ __forceinline__ float4 load_cluster4(uint32_t at, int rank) {
+    float4 v;
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(at), "r"(rank)
+                 : "memory");
+    return v;
+}
+
 // What blocks hand to each other goes through L2: another SM's L1 does not hear of it.
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return __ldcg(p);

@@ -6,6 +6,7 @@
 #include <deque>
 #include <dlfcn.h>
 #include <link.h>
+#include <map>
 #include <memory>
 #include <stdarg.h>
 #include <stdio.h>
@@ -66,6 +67,7 @@ struct thread {
     uint3 index;
     const char *waits_for;     // in words
     uint32_t mbarrier, parity; // that it waits for, when it does
+    unsigned cluster_phase;    // that it has arrived in
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
 };
@@ -83,6 +85,12 @@ struct landing {
     bool is_bulk;
 };
 
+// The barrier of a cluster: threads of its blocks, those that have arrived in this phase, those that have
+// returned.
+struct cluster {
+    unsigned threads, arrived, returned, phase;
+};
+
 enum { BARRIERS = 16 };
 
 int n_machines;
@@ -90,6 +98,7 @@ int n_machines;
 struct machine {
     int stacks = n_machines++;
     const launch *what;
+    long number; // of the launch
     context::fiber scheduler;
     uint3 block;
     int n_threads, n_warps, live;
@@ -110,6 +119,7 @@ machine machines[2], *m = machines;
 // seen what it waits for.
 std::deque<std::unique_ptr<machine>> parked, spare;
 bool woken;
+std::map<std::pair<long, unsigned>, cluster> clusters; // by launch and number
 const launch *next_launch; // the kernel behind, if it may overlap the one that runs
 uint64_t random_state, seed = 1;
 long n_launches;
@@ -211,11 +221,31 @@ void release_block_barrier(barrier &b) {
     for (int i = 0; i < m->n_warps; i++) m->warps[i].ready |= b.waiting[i], b.waiting[i] = 0;
 }
 
+unsigned block_number() {
+    const dim3 &grid = m->what->grid;
+    return (m->block.z * grid.y + m->block.y) * grid.x + m->block.x;
+}
+
+cluster &this_cluster() {
+    const unsigned blocks = m->what->cluster;
+    cluster &c = clusters[{m->number, block_number() / blocks}];
+    c.threads = blocks * (unsigned)m->n_threads;
+    return c;
+}
+
+// Ends the phase of a cluster's barrier when nobody is missing.
+void cluster_update(cluster &c) {
+    if (c.arrived > 0 && c.arrived + c.returned == c.threads) c.arrived = 0, c.phase++;
+}
+
 context::fiber thread_main(context::fiber &&from) {
     m->scheduler = std::move(from);
     m->what->body();
     this_warp->live &= ~(1u << this_lane);
     m->live--;
+    cluster &c = this_cluster();
+    c.returned++;
+    cluster_update(c);
     barrier &b = m->barriers[0]; // those that have returned are not waited for
     if (b.arrived > 0 && b.wanted == 0 && b.arrived == m->live) release_block_barrier(b);
     return std::move(m->scheduler);
@@ -297,8 +327,8 @@ bool finish_block() {
     return true;
 }
 
-void begin(const launch &what) {
-    m->what = &what;
+void begin(const launch &what, long number) {
+    m->what = &what, m->number = number;
     m->n_threads = (int)(what.block.x * what.block.y * what.block.z);
     m->n_warps = (m->n_threads + LANES - 1) / LANES;
     m->launches_dependents = false;
@@ -311,11 +341,6 @@ unsigned n_blocks(const launch &what) {
 void set_block(unsigned number) {
     const dim3 &grid = m->what->grid;
     m->block = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
-}
-
-unsigned block_number() {
-    const dim3 &grid = m->what->grid;
-    return (m->block.z * grid.y + m->block.y) * grid.x + m->block.x;
 }
 
 // Overlapped launches. When the last block of a kernel calls dependents_launch, a block of the kernel behind
@@ -355,7 +380,7 @@ void start_next() {
     const int caller_lane = this_lane;
     swap_out_shared(true);
     m = behind;
-    begin(*next_launch);
+    begin(*next_launch, n_launches);
     next_launch = nullptr;
     m->is_early = true, m->is_last = false;
     set_block(random_below(n_blocks(*m->what)));
@@ -379,7 +404,7 @@ void park_block() {
     parked.push_back(std::move(spare.back()));
     spare.pop_back();
     std::swap(*parked.back(), *m);
-    begin(*parked.back()->what);
+    begin(*parked.back()->what, parked.back()->number);
     m->is_early = false;
 }
 
@@ -399,6 +424,15 @@ void try_parked_blocks() {
     }
 }
 
+void finish_parked_blocks() {
+    while (!parked.empty()) {
+        woken = false;
+        try_parked_blocks();
+        if (!woken)
+            stop("deadlock: %zu blocks wait for flags or neighbours that never come", parked.size());
+    }
+}
+
 // Lets a block that has begun early go on.
 void end_early() {
     swap_out_shared(false);
@@ -413,15 +447,16 @@ void end_early() {
 
 void run(const launch &what, const launch *next) {
     if (this_warp) stop("a kernel launches another one");
-    random_state = seed + (uint64_t)n_launches++;
-    const unsigned n = n_blocks(what);
+    const long number = n_launches++;
+    random_state = seed + (uint64_t)number;
+    const unsigned n = n_blocks(what), size = what.cluster;
     unsigned first = random_below(n);
     const bool has_begun = machines[0].what || machines[1].what;
     m = &machines[machines[1].what != nullptr];
     if (has_begun)
         first = block_number();
     else
-        begin(what);
+        begin(what, number);
     next_launch = next;
     for (unsigned i = 0; i < n; i++) {
         m->is_last = i == n - 1;
@@ -429,16 +464,14 @@ void run(const launch &what, const launch *next) {
             end_early();
             if (m->is_last && m->launches_dependents && next_launch) start_next();
         } else {
-            set_block((first + i) % n);
+            set_block((first / size + i / size) % (n / size) * size + (first + i) % size);
             prepare_block();
         }
         if (!finish_block()) park_block();
+        if (size > 1 && i % size == size - 1) finish_parked_blocks();
     }
-    while (!parked.empty()) {
-        woken = false;
-        try_parked_blocks();
-        if (!woken) stop("deadlock: %zu blocks wait for flags that nobody sets", parked.size());
-    }
+    finish_parked_blocks();
+    for (unsigned i = 0; i < n / size; i++) clusters.erase({number, i});
     m->what = nullptr;
 }
 
@@ -624,6 +657,42 @@ void flag_wait(const uint32_t *flag) {
         suspend("waits for a flag of another block");
     }
     woken = true;
+}
+
+// Clusters. A block that waits for its neighbours makes way like one that waits for a flag.
+
+void cluster_arrive() {
+    cluster &c = this_cluster();
+    this_thread().cluster_phase = c.phase;
+    c.arrived++;
+    cluster_update(c);
+}
+
+void cluster_wait() {
+    while (this_cluster().phase == this_thread().cluster_phase) {
+        this_warp->at_flag |= 1u << this_lane;
+        suspend("waits for its cluster");
+    }
+    woken = true;
+}
+
+void *cluster_shared_at(uint32_t at, int rank, size_t bytes, size_t alignment) {
+    uint8_t *const own = (uint8_t *)shared_at(at, bytes, alignment);
+    const unsigned blocks = m->what->cluster, mine = block_number();
+    if (rank < 0 || rank >= (int)blocks) stop("a cluster of %u blocks has no rank %d", blocks, rank);
+    const unsigned wanted = mine / blocks * blocks + (unsigned)rank;
+    if (wanted == mine) return own;
+    std::pair<uint8_t *, uint8_t *> all = {smem, smem};
+    dl_iterate_phdr(find_program, &all);
+    machine *const running = m;
+    uint8_t *found = nullptr;
+    for (const std::unique_ptr<machine> &block : parked) {
+        m = block.get();
+        if (block_number() == wanted) found = m->shared.data() + (own - all.first);
+    }
+    m = running;
+    if (!found) stop("block %u of the cluster has not begun, or has ended", wanted);
+    return found;
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still

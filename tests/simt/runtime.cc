@@ -138,16 +138,20 @@ cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *ker
     if (config->dynamicSmemBytes > (size_t)(limit == d.shared_limits.end() ? DEFAULT_SHARED : limit->second))
         return report(cudaErrorInvalidValue);
     bool overlaps = false;
+    unsigned cluster = 1;
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttribute &a = config->attrs[i];
-        const auto &cluster = a.val.clusterDim;
-        if (a.id == cudaLaunchAttributeClusterDimension && cluster.x * cluster.y * cluster.z != 1)
-            return report(cudaErrorNotSupported);
+        if (a.id == cudaLaunchAttributeClusterDimension) cluster = a.val.clusterDim.x;
+        if (a.id == cudaLaunchAttributeClusterDimension && (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1))
+            return report(cudaErrorNotSupported); // though CUDA has them
         if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
             overlaps = a.val.programmaticStreamSerializationAllowed;
     }
+    if (cluster < 1 || cluster > MAX_CLUSTER || grid.x % cluster || (int)cluster > d.n_sms ||
+        (cluster > 1 && d.major < 9))
+        return report(cudaErrorInvalidClusterSize);
     if (counts_down(&d.fail_launch)) return report(cudaErrorLaunchOutOfResources);
-    const launch what = {kernel, grid, block, config->dynamicSmemBytes, overlaps, std::move(body)};
+    const launch what = {kernel, grid, block, config->dynamicSmemBytes, overlaps, cluster, std::move(body)};
     return enqueue(config->stream, {nullptr, std::make_shared<const launch>(what)});
 }
 
@@ -175,6 +179,7 @@ const char *cudaGetErrorName(cudaError_t error) {
         NAME(cudaErrorLaunchOutOfResources)
         NAME(cudaErrorLaunchFailure)
         NAME(cudaErrorNotSupported)
+        NAME(cudaErrorInvalidClusterSize)
         NAME(cudaErrorStreamCaptureUnsupported)
         NAME(cudaErrorStreamCaptureInvalidated)
         NAME(cudaErrorStreamCaptureUnmatched)
@@ -479,6 +484,18 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
               by_shared = (int)((simt::SHARED_CAPACITY + 1024) / (shared + 1024));
     *blocks = min(min(by_threads, by_shared), 32);
     return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *, const cudaLaunchConfig_t *config) {
+    int blocks = 0;
+    const cudaError_t code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &blocks, nullptr, (int)config->blockDim.x, config->dynamicSmemBytes);
+    unsigned size = 1;
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+            size = config->attrs[i].val.clusterDim.x;
+    if (code == cudaSuccess) *clusters = blocks * d.n_sms / (int)size;
+    return code;
 }
 
 // control.h

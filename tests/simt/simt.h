@@ -25,13 +25,14 @@ extern dim3 blockDim, gridDim;
 
 namespace simt {
 
-enum { LANES = 32, MAX_THREADS = 1024, SHARED_CAPACITY = 227 * 1024, MAX_SLOT = 64 };
+enum { LANES = 32, MAX_THREADS = 1024, SHARED_CAPACITY = 227 * 1024, MAX_SLOT = 64, MAX_CLUSTER = 8 };
 
 struct launch {
     const void *kernel;
     dim3 grid, block;
     size_t shared;              // bytes of dynamic shared memory
     bool overlaps;              // may begin before the kernel ahead of it has ended
+    unsigned cluster;           // blocks of a cluster, neighbours along x
     std::function<void()> body; // one thread
 };
 
@@ -86,6 +87,12 @@ void mbarrier_wait(uint32_t at, uint32_t parity);
 
 // Waits for a word of global memory that another block sets.
 void flag_wait(const uint32_t *flag);
+
+// The barrier of a cluster: a thread arrives, and waits for all others that have not returned. Shared memory
+// of the block of this rank in the cluster, which has begun and not ended.
+void cluster_arrive();
+void cluster_wait();
+void *cluster_shared_at(uint32_t at, int rank, size_t bytes, size_t alignment);
 
 // Asynchronous copies: by block, completing an mbarrier; by thread, in groups.
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier);

@@ -417,6 +417,54 @@ static void test_overlapped_launches(void **) {
     }
 }
 
+// Every block gives each of its cluster a number and adds up what it got; then all read what the last one
+// has. The odd warp returns at once.
+static __global__ void cluster_kernel(float *out, int size, bool wait) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    float2 *const got = (float2 *)smem;
+    const int rank = (int)blockIdx.x % size, thread = (int)threadIdx.x;
+    dependents_launch();
+    if (thread >= 32) return;
+    cluster_arrive();
+    dependency_wait();
+    if (wait) cluster_wait();
+    if (thread < size)
+        store_cluster(shared_address(got + rank), thread, make_float2((float)rank, (float)blockIdx.x));
+    cluster_arrive();
+    cluster_wait();
+    float sum = 0.0f;
+    for (int i = 0; i < size; i++) sum += got[i].x * 100.0f + got[i].y;
+    const float4 last = load_cluster4(shared_address(smem), size - 1);
+    cluster_arrive();
+    cluster_wait(); // the last one is still there
+    out[blockIdx.x * 32 + threadIdx.x] = sum + last.y * 0.25f;
+}
+
+static void test_clusters(void **) {
+    simt_set_sms(4);
+    for (int size : {1, 2, 4})
+        for (int n_clusters : {1, 3}) {
+            device_array<float> out((size_t)(n_clusters * size * 32));
+            for (int i = 0; i < 3; i++)
+                assert_int_equal(cuda_launch_clusters(cluster_kernel, dim3((unsigned)(n_clusters * size)), size,
+                                                      64, 64, nullptr, true, out.data, size, true),
+                                 cudaSuccess);
+            const std::vector<float> v = out.read();
+            for (int block = 0; block < n_clusters * size; block++) {
+                const int first = block / size * size;
+                float want = (float)first * 0.25f;
+                for (int i = 0; i < size; i++) want += (float)(i * 100 + first + i);
+                for (int i = 0; i < 32; i++) assert_true(v[(size_t)(block * 32 + i)] == want);
+            }
+        }
+    device_array<float> out(8 * 32);
+    for (int size : {3, 8}) // does not divide the grid; more than there are SMs
+        assert_int_equal(cuda_launch_clusters(cluster_kernel, dim3(8), size, 64, 64, nullptr, false, out.data,
+                                              size, true),
+                         cudaErrorInvalidClusterSize);
+    simt_set_sms(2);
+}
+
 static void test_pageable_memory_is_staged(void **) {
     device_array<int> number(1);
     cudaStream_t stream;
@@ -586,6 +634,11 @@ static void run_store(size_t size, size_t at) {
     cudaFree(p);
 }
 
+static void run_unready_cluster() {
+    device_array<float> out(2 * 32);
+    cuda_launch_clusters(cluster_kernel, dim3(2), 2, 64, 64, nullptr, false, out.data, 2, false);
+}
+
 static const struct {
     const char *message;
     void (*run)();
@@ -602,8 +655,9 @@ static const struct {
      [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
     {"wgmma: B changed while it was being read", [] { run_wrong_wgmma(1); }},
     {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
-    {"blocks wait for flags that nobody sets", [] { run_flags(4, true); }},
+    {"blocks wait for flags or neighbours that never come", [] { run_flags(4, true); }},
     {"more blocks than the", [] { run_flags(9, true); }},
+    {"of the cluster has not begun, or has ended", run_unready_cluster},
     {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},
     {"4096 bytes behind the start of an allocation of 4096", [] { run_store(4096, 4096); }},
@@ -650,6 +704,7 @@ int main() {
         cmocka_unit_test(test_groups_of_copies),
         cmocka_unit_test(test_streams_run_late),
         cmocka_unit_test(test_overlapped_launches),
+        cmocka_unit_test(test_clusters),
         cmocka_unit_test(test_pageable_memory_is_staged),
         cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_refusals),

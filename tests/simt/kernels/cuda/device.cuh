@@ -343,6 +343,22 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
     return simt::bf16x2_each(a, b, 0, [](double x, double y, double) { return x + y; });
 }
 
+__device__ __forceinline__ void cluster_arrive() {
+    simt::cluster_arrive();
+}
+
+__device__ __forceinline__ void cluster_wait() {
+    simt::cluster_wait();
+}
+
+__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v) {
+    *(float2 *)simt::cluster_shared_at(at, rank, 8, 8) = v;
+}
+
+__device__ __forceinline__ float4 load_cluster4(uint32_t at, int rank) {
+    return *(const float4 *)simt::cluster_shared_at(at, rank, 16, 16);
+}
+
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return *p;
 }
