@@ -12,7 +12,10 @@
 //
 // Decode: what rotates queries and appends to the cache is done here, too, which saves a kernel. A block for
 // each row, KV head and split of the context; four warps take its key tiles in turn, straight from memory to
-// registers. Blocks leave (max, sum, O) to the last of them that finishes, which adds them up in order.
+// registers. Up to eight splits are a cluster: every warp leaves its part of a row, (O, max, sum), in the
+// shared memory of the block of the cluster that owns the row, which adds the parts up when all are there.
+// Where a context is longer than a cluster takes at once, or there are no clusters (before Hopper), the sums
+// of clusters go through device memory to the last of them that finishes, which adds them up in order.
 // Prefill: a block for each KV head and run of rows; four warps share the key tiles through a ring in shared
 // memory.
 //
@@ -31,6 +34,7 @@
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
+enum { MAX_CLUSTER = 8 };                      // every GPU with clusters allows as many blocks
 enum { STAGES = 3 };
 
 struct attention_params {
@@ -41,10 +45,11 @@ struct attention_params {
     int window, n_queries; // query heads of a KV head
     float softcap;
     const attention_run *runs;
-    int n_splits, head_groups;   // decode: pieces of 16 query heads
-    float *partials;             // (row, KV head, head group, split) parts
+    int n_splits, cluster;       // decode: splits of the context; those of a cluster, which divide n_splits
+    int head_groups;             // pieces of 16 query heads
+    float *partials;             // (row, KV head, head group, cluster, 16) parts
     uint32_t *counters;          // (row, KV head, head group) blocks that have finished
-    int key_stride, stage_bytes; // prefill: bytes from key to key, and of a stage in shared memory
+    int key_stride, stage_bytes; // bytes from key to key, and of a stage in shared memory
 };
 
 // ---- Tiles
@@ -247,11 +252,10 @@ struct split_tiles {
     }
 };
 
-// A part of the sums of 16 rows: O (16, head_dim), then the largest scores (16), then the sums of
-// probabilities (16). Parts of different warps lie in shared memory, those of different splits in device
-// memory.
+// A part of a row: O (head_dim), the largest score, the sum of probabilities. Parts of warps lie in shared
+// memory, those of clusters in device memory.
 __host__ __device__ static inline int part_floats(int head_dim) {
-    return TILE_ROWS * head_dim + 2 * TILE_ROWS;
+    return head_dim + 4;
 }
 
 template <bool SHARED> __device__ __forceinline__ float4 load_part(const float *at) {
@@ -264,7 +268,7 @@ __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
-// One row of n parts, at most a warp's width, `stride` floats apart, added up by a warp: a lane has channels
+// n parts of a row, at most a warp's width, `stride` floats apart, added up by a warp: a lane has channels
 // 4·lane and 128 + 4·lane, and the three behind each. Every load is independent of the others: one after the
 // other, four splits took an H200 9 µs.
 struct row_sum {
@@ -272,11 +276,11 @@ struct row_sum {
     float max, sum;
 
     template <bool SHARED>
-    __device__ __forceinline__ void add(const float *parts, int n, int64_t stride, int head_dim, int row) {
+    __device__ __forceinline__ void add(const float *parts, int n, int stride, int head_dim) {
         const int lane = threadIdx.x % WARP;
-        const float *ends = parts + TILE_ROWS * head_dim + row;
-        float own_max = -INFINITY, own_sum = 0.0f;
-        if (lane < n) own_max = ends[lane * stride], own_sum = ends[lane * stride + TILE_ROWS];
+        float4 ends = make_float4(-INFINITY, 0.0f, 0.0f, 0.0f);
+        if (lane < n) ends = load_part<SHARED>(parts + lane * stride + head_dim);
+        const float own_max = ends.x, own_sum = ends.y;
         max = warp_max(own_max);
         const float factor = own_sum > 0.0f ? __expf(own_max - max) : 0.0f;
         sum = warp_sum(factor * own_sum);
@@ -288,27 +292,26 @@ struct row_sum {
             for (int half = 0; half < 2; half++) {
                 const int d = half * 128 + lane * 4;
                 if (d >= head_dim) continue;
-                const float4 v = load_part<SHARED>(parts + i * stride + row * head_dim + d);
+                const float4 v = load_part<SHARED>(parts + i * stride + d);
                 o[half].x += f * v.x, o[half].y += f * v.y, o[half].z += f * v.z, o[half].w += f * v.w;
             }
         }
     }
-    __device__ __forceinline__ void store_part(float *part, int head_dim, int row) const {
+    __device__ __forceinline__ void store_part(float *part, int head_dim) const {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            if (half * 128 + lane * 4 < head_dim)
-                *(float4 *)(part + row * head_dim + half * 128 + lane * 4) = o[half];
-        if (lane == 0) part[TILE_ROWS * head_dim + row] = max, part[TILE_ROWS * (head_dim + 1) + row] = sum;
+            if (half * 128 + lane * 4 < head_dim) *(float4 *)(part + half * 128 + lane * 4) = o[half];
+        if (lane == 0) *(float4 *)(part + head_dim) = make_float4(max, sum, 0.0f, 0.0f);
     }
-    __device__ __forceinline__ void store(uint16_t *out, int head_dim, int row) const {
+    __device__ __forceinline__ void store(uint16_t *out, int head_dim) const {
         const int lane = threadIdx.x % WARP;
         const float f = 1.0f / sum;
 #pragma unroll
         for (int half = 0; half < 2; half++)
             if (half * 128 + lane * 4 < head_dim)
-                *(uint2 *)(out + row * head_dim + half * 128 + lane * 4) = make_uint2(
-                    to_bf16x2(o[half].x * f, o[half].y * f), to_bf16x2(o[half].z * f, o[half].w * f));
+                *(uint2 *)(out + half * 128 + lane * 4) = make_uint2(to_bf16x2(o[half].x * f, o[half].y * f),
+                                                                     to_bf16x2(o[half].z * f, o[half].w * f));
     }
 };
 
@@ -327,25 +330,68 @@ __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
     return last;
 }
 
-// Adds the warps' parts (in shared memory) up, and the splits': out, (n_rows, head_dim) of this row and
-// group. A warp a row.
-__device__ __forceinline__ void decode_finish(const attention_params &p, const float *parts, int head_dim,
-                                              int n_rows, int n_splits, int64_t unit, uint16_t *out) {
-    const int warp = threadIdx.x / WARP, part = part_floats(head_dim);
-    float *all = p.partials + unit * p.n_splits * part;
-    for (int row = warp; row < n_rows; row += WARPS) {
-        row_sum sum;
-        sum.add<true>(parts, WARPS, p.stage_bytes / (int)sizeof(float), head_dim, row);
-        if (n_splits == 1)
-            sum.store(out, head_dim, row);
-        else
-            sum.store_part(all + blockIdx.x * part, head_dim, row);
+// The blocks of a cluster that have keys, and which rows each adds up.
+struct row_owners {
+    int cluster, rank, n; // this block's cluster and rank in it; owners
+    __device__ __forceinline__ row_owners(const attention_params &p, int n_splits)
+        : cluster(blockIdx.x / p.cluster), rank(blockIdx.x % p.cluster),
+          n(min(p.cluster, n_splits - cluster * p.cluster)) {}
+    __device__ __forceinline__ int owner(int row) const { return row % n; }
+    // Of all parts that are left with this block, without padding.
+    __device__ __forceinline__ uint32_t bytes(int n_rows, int head_dim) const {
+        return (n_rows - rank + n - 1) / n * n * WARPS * (head_dim + 2) * 4;
     }
-    if (n_splits == 1 || !last_of_splits(p.counters + unit, n_splits)) return;
+    // Where the part of a warp of this block is left, in parts.
+    __device__ __forceinline__ int slot(int row, int warp) const {
+        return (row / n * n + rank) * WARPS + warp;
+    }
+};
+
+// Leaves what this warp has of each row with the owner of the row; parts_at: shared address of the parts;
+// left: the barrier, in a cluster, that counts their bytes.
+template <int D>
+__device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_owners &owners, bool clustered,
+                                           uint32_t parts_at, uint32_t left, int head_dim, int n_rows) {
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    auto store = [&](uint32_t at, int owner, float x, float y) {
+        if (clustered)
+            store_cluster(at, owner, make_float2(x, y), left);
+        else
+            store_shared2(at, make_float2(x, y));
+    };
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = g + half * 8, owner = owners.owner(row);
+        if (row >= n_rows) continue;
+        const uint32_t at = parts_at + owners.slot(row, threadIdx.x / WARP) * part_floats(head_dim) * 4;
+        if (t == 0) store(at + head_dim * 4, owner, rows.max[half], rows.sum[half]);
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            if (j * 8 < head_dim)
+                store(at + (j * 8 + t * 2) * 4, owner, rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
+    }
+}
+
+// Adds up the parts that warps have left here, and the clusters', a warp a row: out, (n_rows, head_dim).
+__device__ __forceinline__ void decode_finish(const attention_params &p, const row_owners &owners,
+                                              const float *parts, int head_dim, int n_rows, int n_splits,
+                                              int64_t unit, uint16_t *out) {
+    const int warp = threadIdx.x / WARP, part = part_floats(head_dim), n_parts = owners.n * WARPS;
+    const int n_clusters = (n_splits + p.cluster - 1) / p.cluster;
+    float *all = p.partials + unit * (p.n_splits / p.cluster) * TILE_ROWS * part;
+    for (int row = owners.rank + warp * owners.n; row < n_rows; row += WARPS * owners.n) {
+        row_sum sum;
+        sum.add<true>(parts + row / owners.n * n_parts * part, n_parts, part, head_dim);
+        if (n_clusters == 1)
+            sum.store(out + row * head_dim, head_dim);
+        else
+            sum.store_part(all + (owners.cluster * TILE_ROWS + row) * part, head_dim);
+    }
+    if (n_clusters == 1 || !last_of_splits(p.counters + unit, n_splits)) return;
     for (int row = warp; row < n_rows; row += WARPS) {
         row_sum sum;
-        sum.add<false>(all, n_splits, part, head_dim, row);
-        sum.store(out, head_dim, row);
+        sum.add<false>(all + row * part, n_clusters, TILE_ROWS * part, head_dim);
+        sum.store(out + row * head_dim, head_dim);
     }
 }
 
@@ -400,9 +446,20 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if ((int)blockIdx.x >= tiles.n_splits) return dependency_wait();
 
     // Shared memory: queries (16, D), zero where there are none; the new key and value; a key tile for each
-    // warp.
+    // warp; the barrier that counts what is left here; parts of rows.
     uint16_t *q_rows = (uint16_t *)smem, *new_key = q_rows + TILE_ROWS * D, *new_value = new_key + D;
-    uint8_t *stage = smem + (TILE_ROWS + 2) * D * 2 + warp * p.stage_bytes;
+    uint8_t *stages = smem + (TILE_ROWS + 2) * D * 2, *stage = stages + warp * p.stage_bytes;
+    uint8_t *left_barrier = stages + WARPS * p.stage_bytes;
+    float *parts = (float *)(left_barrier + 16);
+    const uint32_t left = shared_address(left_barrier);
+    if (p.cluster > 1) {
+        if (threadIdx.x == 0) {
+            barrier_init(left, 1);
+            barrier_init_fence();
+            barrier_expect(left, row_owners(p, tiles.n_splits).bytes(n_rows, head_dim));
+        }
+        cluster_arrive();
+    }
     const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * p.key_stride;
     int tile = tiles.begin + warp;
     if (tile < tiles.end) copy_keys(kv, tile, keys_at, p.key_stride, lane, WARP);
@@ -462,24 +519,16 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
     rows.finish_sums();
 
-    float *mine = (float *)stage; // the tile has been used
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int r = g + half * 8;
-        if (r >= n_rows) continue;
-        if (t == 0)
-            mine[TILE_ROWS * head_dim + r] = rows.max[half],
-                                        mine[TILE_ROWS * (head_dim + 1) + r] = rows.sum[half];
-#pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            if (j * 8 < head_dim)
-                *(float2 *)(mine + r * head_dim + j * 8 + t * 2) =
-                    make_float2(rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
-    }
-    __syncthreads();
+    const row_owners owners(p, tiles.n_splits);
+    const bool clustered = p.cluster > 1;
+    if (clustered) cluster_wait(); // the owners have begun
+    leave_rows(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
+    if (clustered)
+        barrier_wait(left, 0);
+    else
+        __syncthreads();
     const int64_t unit = (int64_t)row * gridDim.y + blockIdx.y;
-    decode_finish(p, (const float *)(stage - warp * p.stage_bytes), head_dim, n_rows, tiles.n_splits, unit,
-                  p.out + at);
+    decode_finish(p, owners, parts, head_dim, n_rows, tiles.n_splits, unit, p.out + at);
 }
 
 // ---- Prefill
@@ -596,8 +645,11 @@ static int stage_bytes(int head_dim) {
     return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
 }
 
-static size_t decode_shared(int head_dim) {
-    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim));
+// A row has an owner; owners have the same number of rows, rounded up.
+static size_t decode_shared(int head_dim, int n_rows, int cluster) {
+    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim) +
+                    16) +
+           (size_t)((n_rows + cluster - 1) * WARPS * part_floats(head_dim)) * sizeof(float);
 }
 
 static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
@@ -608,7 +660,8 @@ static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
 cudaError_t cuda_attention_open(void) {
     cudaError_t code = cudaSuccess;
     for (const attention_kernels &k : kernels) {
-        const size_t decode = decode_shared(k.head_dim), prefill = (size_t)(STAGES * stage_bytes(k.head_dim));
+        const size_t decode = decode_shared(k.head_dim, TILE_ROWS, 1),
+                     prefill = (size_t)(STAGES * stage_bytes(k.head_dim));
         if (code == cudaSuccess) code = allow_shared(k.decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.exact_decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.prefill, prefill);
@@ -626,10 +679,16 @@ static int head_groups(int n_heads, int n_kv_heads) {
     return (n_heads / n_kv_heads + TILE_ROWS - 1) / TILE_ROWS;
 }
 
-// Two blocks on each SM, not more: a second wave would cost as much as the first.
-static int splits_for(int units, int n_sms) {
-    const int splits = 2 * n_sms / units;
-    return splits < 1 ? 1 : splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
+// Two blocks on each SM, not more: a second wave would cost as much as the first. Clusters of a power of two.
+static void plan_splits(const attention_args *args, int units, int n_rows, attention_params *p) {
+    const int head_dim = args->rows->head_dim, splits = 2 * args->n_sms / units;
+    p->n_splits = splits < 1 ? 1 : splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
+    p->cluster = 1;
+    while (p->cluster * 2 <= p->n_splits && p->cluster * 2 <= args->most_cluster &&
+           p->cluster * 2 <= MAX_CLUSTER &&
+           decode_shared(head_dim, n_rows, p->cluster * 2) <= decode_shared(head_dim, TILE_ROWS, 1))
+        p->cluster *= 2;
+    p->n_splits = p->n_splits / p->cluster * p->cluster;
 }
 
 size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads) {
@@ -640,7 +699,7 @@ size_t cuda_attention_partials_bytes(int n_rows, int n_heads, int n_kv_heads, in
     const int units = n_rows * n_kv_heads * head_groups(n_heads, n_kv_heads);
     // Units that fill the machine are not split; fewer have at most that many parts, and one more each.
     const size_t parts = (size_t)(2 * n_sms + (units < 2 * n_sms ? units : 2 * n_sms));
-    return parts * (size_t)part_floats(head_dim) * sizeof(float);
+    return parts * (size_t)(TILE_ROWS * part_floats(head_dim)) * sizeof(float);
 }
 
 cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
@@ -659,10 +718,11 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.rotation = describe_rotation(args->rotation);
     p.head_groups = head_groups(rows->n_heads, rows->n_kv_heads);
     const int units = rows->n_rows * rows->n_kv_heads * p.head_groups;
-    p.n_splits = splits_for(units, args->n_sms);
+    const int n_rows = p.n_queries < TILE_ROWS ? p.n_queries : (int)TILE_ROWS;
+    plan_splits(args, units, n_rows, &p);
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    return cuda_launch(is_exact(rows) ? k->exact_decode : k->decode, grid, THREADS,
-                       decode_shared(rows->head_dim), stream, true, p);
+    return cuda_launch_clusters(is_exact(rows) ? k->exact_decode : k->decode, grid, p.cluster, THREADS,
+                                decode_shared(rows->head_dim, n_rows, p.cluster), stream, true, p);
 }

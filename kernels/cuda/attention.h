@@ -30,6 +30,7 @@ typedef struct attention_args {
     uint32_t *counters;
     float *partials;
     int n_sms;
+    int most_cluster; // blocks that a cluster may have; 1: the device has none
 } attention_args;
 
 // Rows of a run that one block of threads takes: 64 / (n_heads / n_kv_heads), at least 1.

@@ -33,6 +33,10 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t at) {
     return v;
 }
 
+__device__ __forceinline__ void store_shared2(uint32_t at, float2 v) {
+    asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory");
+}
+
 // Activations: ordinary loads through L1, never the read-only path, because the kernel before may still be
 // writing them when this one starts.
 __device__ __forceinline__ uint4 load_global4(const void *p) {
@@ -321,10 +325,10 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
 
 // ---- Clusters (sm_90): neighbouring blocks that run at the same time and reach each other's shared memory
 
-// A thread arrives at the barrier of its cluster; what it wrote before, there or in its own shared memory, is
-// seen behind the wait of any thread.
+// A thread arrives at the barrier of its cluster. Orders nothing but what barrier_init_fence does: the
+// release that PTX has by default is a fence for the whole GPU.
 __device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
 // Waits until all threads of the cluster that have not returned have arrived.
@@ -332,26 +336,16 @@ __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Stores to what is address `at` in the shared memory of the block of this rank. The block must have begun
-// and must not have ended: both a matter of the barrier.
-__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v) {
-    asm volatile("{\n.reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "st.shared::cluster.v2.f32 [there], {%2, %3};\n}" ::"r"(at),
-                 "r"(rank), "f"(v.x), "f"(v.y)
+// Stores to what is address `at` in the shared memory of the block of this rank, and counts the eight bytes
+// at its barrier of that address, both later. The block must have begun, and must not end before.
+__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v, uint32_t barrier) {
+    asm volatile("{\n.reg .b32 there, counts;\n"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n"
+                 "mapa.shared::cluster.u32 counts, %1, %2;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, "
+                 "[counts];\n}" ::"r"(at),
+                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y)
                  : "memory");
-}
-
-// Loads from there, under the same conditions.
-__device__ __forceinline__ float4 load_cluster4(uint32_t at, int rank) {
-    float4 v;
-    asm volatile("{\n.reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(at), "r"(rank)
-                 : "memory");
-    return v;
 }
 
 // What blocks hand to each other goes through L2: another SM's L1 does not hear of it.

@@ -9,7 +9,8 @@
 // cluster: blocks of a cluster, which divide grid.x; 1: none.
 template <typename... Params, typename... Args>
 static inline cudaError_t cuda_launch_clusters(void (*kernel)(Params...), dim3 grid, int cluster, int threads,
-                                               size_t shared, cudaStream_t stream, bool overlap, Args... args) {
+                                               size_t shared, cudaStream_t stream, bool overlap,
+                                               Args... args) {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attributes[2] = {};
     config.gridDim = grid;

@@ -123,6 +123,7 @@ int lut_device_open(lut_device *out, flute_error *err) {
                     "the GPU has compute capability %d.%d; the kernels need 9.0 (Hopper) or later", major,
                     minor);
     out->has_wide = major == 9 && minor == 0;
+    out->most_cluster = out->n_sms < 8 ? out->n_sms : 8; // as every GPU with clusters allows
     int result = ready_kernels(LUT_PATH_GEMV, err);
     if (result == FLUTE_OK) result = ready_kernels(LUT_PATH_TILE, err);
     if (result == FLUTE_OK && out->has_wide) result = ready_kernels(LUT_PATH_WIDE, err);

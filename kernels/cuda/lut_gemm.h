@@ -18,8 +18,9 @@ struct CUstream_st; // cudaStream_t
 typedef struct lut_device {
     int ordinal;
     int n_sms;
-    bool has_wide;   // the kernels for many tokens run here: compute capability 9.0, Hopper
-    void *workspace; // of those kernels, in device memory, so that one product at a time may run; or NULL
+    int most_cluster; // blocks of threads that a cluster may have; 1: the device has none
+    bool has_wide;    // the kernels for many tokens run here: compute capability 9.0, Hopper
+    void *workspace;  // of those kernels, in device memory, so that one product at a time may run; or NULL
 } lut_device;
 
 // Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, or

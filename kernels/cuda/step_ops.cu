@@ -127,6 +127,7 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
         args.rotation = &rotation;
         args.counters = state->counters, args.partials = state->partials,
         args.n_sms = state->be->device.lut.n_sms;
+        args.most_cluster = state->be->device.lut.most_cluster;
     }
     return check(err, cuda_attention(&args, state->be->device.stream), "attention");
 }

@@ -1,6 +1,7 @@
 // The GPU's attention and rotation against their scalar twins: every kind of head, window and soft-cap,
-// contexts from one token to many key tiles (split over blocks of threads), ragged blocks of the cache,
-// decode and prefill, the same bits twice. Prints TAP; the plan says SKIP where there is no device.
+// contexts from one token to many key tiles (split over blocks of threads, in clusters of several sizes),
+// ragged blocks of the cache, decode and prefill, the same bits twice. Prints TAP; the plan says SKIP where
+// there is no device.
 //
 //     check_attention_cuda [SEED]
 #include <cuda_runtime_api.h>
@@ -13,6 +14,9 @@
 #include "kernels/layout.h"
 #include "kernels/ref/ref.h"
 #include "tests/kernels/cuda_check.h"
+#ifdef EMULATED_SMS
+#include "tests/simt/control.h"
+#endif
 
 static void *host_zeros(size_t n, size_t size) {
     return memset(host_memory(n * size), 0, n * size);
@@ -182,7 +186,7 @@ static int cut_runs(const scene *c, attention_run *runs) {
 }
 
 // Runs the scene; out: (n_rows, n_heads, head_dim).
-static void scene_run(const scene *c, bool decode, int n_sms, bf16 *out) {
+static void scene_run(const scene *c, bool decode, int n_sms, int cluster, bf16 *out) {
     const shape *s = &c->s;
     const size_t n_out = (size_t)c->n_rows * (size_t)(s->n_heads * s->head_dim) * sizeof(bf16);
     const size_t width = (size_t)(s->n_heads + 2 * s->n_kv_heads) * (size_t)s->head_dim;
@@ -213,7 +217,8 @@ static void scene_run(const scene *c, bool decode, int n_sms, bf16 *out) {
         cuda_attention_partials_bytes(c->n_rows, s->n_heads, s->n_kv_heads, s->head_dim, n_sms);
     void *zeros = host_zeros(counters, 1),
          *poison = memset(host_zeros(n_out + partials, 1), 0xff, n_out + partials);
-    attention_args args = {.rows = &rows, .window = s->window, .softcap = s->softcap, .n_sms = n_sms};
+    attention_args args = {
+        .rows = &rows, .window = s->window, .softcap = s->softcap, .n_sms = n_sms, .most_cluster = cluster};
     args.out = DEVICE(poison, n_out);
     if (decode) {
         args.rotation = &rotation, args.counters = DEVICE(zeros, counters),
@@ -241,20 +246,20 @@ static double scene_error(const scene *c, const bf16 *out) {
     return worst;
 }
 
-static bool check_shape(const shape *s, bool decode, int n_sms) {
+static bool check_shape(const shape *s, bool decode, int n_sms, int cluster) {
     scene *c = scene_create(s);
     const size_t bytes = (size_t)c->n_rows * (size_t)(s->n_heads * s->head_dim) * sizeof(bf16);
     bf16 *out = host_zeros(bytes, 1), *again = host_zeros(bytes, 1);
-    scene_run(c, decode, n_sms, out);
-    scene_run(c, decode, n_sms, again);
+    scene_run(c, decode, n_sms, cluster, out);
+    scene_run(c, decode, n_sms, cluster, again);
     const double error = scene_error(c, out);
     const bool same = memcmp(out, again, bytes) == 0;
     if (error > 1 || !same)
-        printf("# %s: %d heads of %d, %d KV heads, blocks of %d, window %d, cap %g%s, context %d + %d: %s "
-               "(error %.3g)\n",
+        printf("# %s: %d heads of %d, %d KV heads, blocks of %d, window %d, cap %g%s, context %d + %d, "
+               "%d SMs, clusters of %d: %s (error %.3g)\n",
                decode ? "decode" : "prefill", s->n_heads, s->head_dim, s->n_kv_heads, s->block_tokens,
                s->window, (double)s->softcap, s->norms ? ", norms" : "", s->positions[0], s->lengths[0],
-               same ? "wrong sums" : "two runs differ", error);
+               n_sms, cluster, same ? "wrong sums" : "two runs differ", error);
     free(out), free(again);
     scene_free(c);
     return error <= 1 && same;
@@ -284,6 +289,9 @@ int main(int argc, char **argv) {
         printf("1..0 # SKIP no CUDA device\n");
         return 0;
     }
+#ifdef EMULATED_SMS
+    simt_set_sms(EMULATED_SMS);
+#endif
     check(cuda_attention_open(), "cuda_attention_open");
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
     random_state = seed * 2 + 1;
@@ -291,9 +299,9 @@ int main(int argc, char **argv) {
     for (int decode = 0; decode < 2; decode++)
         for (int i = 0; i < N_DIMS * N_QUERIES; i++) {
             bool good = true;
-            for (int k = 0; k < 2; k++) {
+            for (int k = 0; k < 3; k++) {
                 const shape s = random_shape(head_dims[i / N_QUERIES], queries[i % N_QUERIES], decode);
-                good = check_shape(&s, decode, k ? 132 : 4) && good;
+                good = check_shape(&s, decode, k ? 132 : 4, k ? 1 << (1 + random_below(3)) : 1) && good;
             }
             printf("%sok %d - %s, %d heads of %d for a KV head\n", good ? "" : "not ", ++n,
                    decode ? "decode" : "prefill", queries[i % N_QUERIES], head_dims[i / N_QUERIES]);

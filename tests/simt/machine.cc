@@ -205,6 +205,26 @@ void stop(const char *format, ...) {
     abort();
 }
 
+namespace {
+
+// In the eight bytes that the object has in shared memory.
+struct mbarrier {
+    uint64_t sign : 2; // tells one that was initialized from poison and data
+    uint64_t parity : 1;
+    uint64_t expected : 20, pending : 20; // arrivals
+    int64_t bytes : 21;                   // of copies that have not landed
+};
+static_assert(sizeof(mbarrier) == 8, "");
+enum { MBARRIER_SIGN = 2 };
+
+mbarrier &mbarrier_at(uint32_t at) {
+    mbarrier &b = *(mbarrier *)shared_at(at, 8, 8);
+    if (b.sign != MBARRIER_SIGN) stop("shared memory at %#x holds no initialized mbarrier", at);
+    return b;
+}
+
+} // namespace
+
 // Scheduling.
 
 namespace {
@@ -314,13 +334,34 @@ void run_ready() {
     }
 }
 
-// False: the block waits for a flag of another.
+// Whether another block may wake this one: by a flag, or, of its cluster, by what it stores.
+bool waits_for_others() {
+    for (int i = 0; i < m->n_warps; i++)
+        if (m->warps[i].at_flag || (m->what->cluster > 1 && m->warps[i].at_mbarrier)) return true;
+    return false;
+}
+
+// Lets those go on that may have been woken.
+void look_again() {
+    for (int i = 0; i < m->n_warps; i++) {
+        warp &w = m->warps[i];
+        w.ready |= w.at_flag, w.at_flag = 0;
+        for (uint32_t left = w.at_mbarrier; left; left &= left - 1) {
+            const int lane = __builtin_ctz(left);
+            const thread &t = m->threads[i * LANES + lane];
+            if (mbarrier_at(t.mbarrier).parity == t.parity) continue;
+            w.at_mbarrier &= ~(1u << lane), w.ready |= 1u << lane;
+            woken = true;
+        }
+    }
+}
+
+// False: the block waits for others.
 bool finish_block() {
     for (run_ready(); m->live > 0; run_ready())
         if (!land_one()) {
             this_warp = nullptr;
-            for (int i = 0; i < m->n_warps; i++)
-                if (m->warps[i].at_flag) return false;
+            if (waits_for_others()) return false;
             stop("deadlock: %d threads wait, and nothing can wake them", m->live);
         }
     check_end_of_block();
@@ -416,10 +457,7 @@ void try_parked_blocks() {
         std::swap(*block, *m);
         spare.push_back(std::move(block));
         swap_out_shared(false);
-        for (int i = 0; i < m->n_warps; i++) {
-            warp &w = m->warps[i];
-            w.ready |= w.at_flag, w.at_flag = 0;
-        }
+        look_again();
         if (!finish_block()) park_block();
     }
 }
@@ -428,8 +466,7 @@ void finish_parked_blocks() {
     while (!parked.empty()) {
         woken = false;
         try_parked_blocks();
-        if (!woken)
-            stop("deadlock: %zu blocks wait for flags or neighbours that never come", parked.size());
+        if (!woken) stop("deadlock: %zu blocks wait for flags or neighbours that never come", parked.size());
     }
 }
 
@@ -558,22 +595,6 @@ void *shared_at(uint32_t at, size_t bytes, size_t alignment) {
 
 namespace {
 
-// In the eight bytes that the object has in shared memory.
-struct mbarrier {
-    uint64_t sign : 2; // tells one that was initialized from poison and data
-    uint64_t parity : 1;
-    uint64_t expected : 20, pending : 20; // arrivals
-    int64_t bytes : 21;                   // of copies that have not landed
-};
-static_assert(sizeof(mbarrier) == 8, "");
-enum { MBARRIER_SIGN = 2 };
-
-mbarrier &mbarrier_at(uint32_t at) {
-    mbarrier &b = *(mbarrier *)shared_at(at, 8, 8);
-    if (b.sign != MBARRIER_SIGN) stop("shared memory at %#x holds no initialized mbarrier", at);
-    return b;
-}
-
 // Ends the phase when nothing is missing, and wakes those that wait for it.
 void mbarrier_update(mbarrier &b, uint32_t at) {
     if (b.pending > 0 || b.bytes != 0) return;
@@ -676,23 +697,41 @@ void cluster_wait() {
     woken = true;
 }
 
-void *cluster_shared_at(uint32_t at, int rank, size_t bytes, size_t alignment) {
-    uint8_t *const own = (uint8_t *)shared_at(at, bytes, alignment);
+// The parked machine whose block has this number.
+static machine *parked_machine(unsigned wanted) {
+    machine *const running = m;
+    machine *found = nullptr;
+    for (const std::unique_ptr<machine> &block : parked) {
+        m = block.get();
+        if (block_number() == wanted) found = m;
+    }
+    m = running;
+    return found;
+}
+
+void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t at_mbarrier) {
+    uint8_t *const own = (uint8_t *)shared_at(at, bytes, bytes);
+    if (at >= SHARED_CAPACITY || at_mbarrier >= SHARED_CAPACITY)
+        stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
     const unsigned blocks = m->what->cluster, mine = block_number();
     if (rank < 0 || rank >= (int)blocks) stop("a cluster of %u blocks has no rank %d", blocks, rank);
     const unsigned wanted = mine / blocks * blocks + (unsigned)rank;
-    if (wanted == mine) return own;
+    if (wanted == mine) {
+        memcpy(own, value, bytes);
+        mbarrier_count(at_mbarrier, 0, -(int64_t)bytes);
+        return;
+    }
+    machine *const there = parked_machine(wanted);
+    if (!there) stop("block %u of the cluster has not begun, or has ended", wanted);
     std::pair<uint8_t *, uint8_t *> all = {smem, smem};
     dl_iterate_phdr(find_program, &all);
-    machine *const running = m;
-    uint8_t *found = nullptr;
-    for (const std::unique_ptr<machine> &block : parked) {
-        m = block.get();
-        if (block_number() == wanted) found = m->shared.data() + (own - all.first);
-    }
-    m = running;
-    if (!found) stop("block %u of the cluster has not begun, or has ended", wanted);
-    return found;
+    uint8_t *const its_smem = there->shared.data() + (smem - all.first);
+    memcpy(its_smem + at, value, bytes);
+    mbarrier &b = *(mbarrier *)(its_smem + at_mbarrier);
+    if (b.sign != MBARRIER_SIGN)
+        stop("shared memory at %#x of block %u holds no mbarrier", at_mbarrier, wanted);
+    b.bytes -= bytes;
+    if (b.pending == 0 && b.bytes == 0) b.pending = b.expected, b.parity ^= 1;
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still

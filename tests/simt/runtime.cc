@@ -142,7 +142,8 @@ cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *ker
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttribute &a = config->attrs[i];
         if (a.id == cudaLaunchAttributeClusterDimension) cluster = a.val.clusterDim.x;
-        if (a.id == cudaLaunchAttributeClusterDimension && (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1))
+        if (a.id == cudaLaunchAttributeClusterDimension &&
+            (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1))
             return report(cudaErrorNotSupported); // though CUDA has them
         if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
             overlaps = a.val.programmaticStreamSerializationAllowed;

@@ -88,11 +88,12 @@ void mbarrier_wait(uint32_t at, uint32_t parity);
 // Waits for a word of global memory that another block sets.
 void flag_wait(const uint32_t *flag);
 
-// The barrier of a cluster: a thread arrives, and waits for all others that have not returned. Shared memory
-// of the block of this rank in the cluster, which has begun and not ended.
+// The barrier of a cluster: a thread arrives, and waits for all others that have not returned. A store to the
+// shared memory of the block of this rank, which has begun and not ended, and that completes bytes of an
+// mbarrier there.
 void cluster_arrive();
 void cluster_wait();
-void *cluster_shared_at(uint32_t at, int rank, size_t bytes, size_t alignment);
+void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t mbarrier);
 
 // Asynchronous copies: by block, completing an mbarrier; by thread, in groups.
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier);

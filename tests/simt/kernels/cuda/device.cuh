@@ -28,6 +28,10 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t at) {
     return *(const uint4 *)simt::shared_at(at, 16, 16);
 }
 
+__device__ __forceinline__ void store_shared2(uint32_t at, float2 v) {
+    *(float2 *)simt::shared_at(at, 8, 8) = v;
+}
+
 __device__ __forceinline__ uint4 load_global4(const void *p) {
     if ((uintptr_t)p % 16) simt::stop("load_global4 from %p: not aligned to 16", p);
     return *(const uint4 *)p;
@@ -351,12 +355,8 @@ __device__ __forceinline__ void cluster_wait() {
     simt::cluster_wait();
 }
 
-__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v) {
-    *(float2 *)simt::cluster_shared_at(at, rank, 8, 8) = v;
-}
-
-__device__ __forceinline__ float4 load_cluster4(uint32_t at, int rank) {
-    return *(const float4 *)simt::cluster_shared_at(at, rank, 16, 16);
+__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v, uint32_t barrier) {
+    simt::cluster_store(at, rank, &v, sizeof v, barrier);
 }
 
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
