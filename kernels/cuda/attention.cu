@@ -30,6 +30,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/order.cuh"
 #include "kernels/cuda/rotate.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
@@ -42,6 +43,7 @@ struct attention_params {
     rotate_params rotation; // decode
     const uint16_t *q;      // prefill
     uint16_t *out;
+    lut_order order;       // of out
     int window, n_queries; // query heads of a KV head
     float softcap;
     const attention_run *runs;
@@ -51,6 +53,11 @@ struct attention_params {
     uint32_t *counters;          // (row, KV head, head group) blocks that have finished
     int key_stride, stage_bytes; // bytes from key to key, and of a stage in shared memory
 };
+
+// The word of two channels of a row of `out`; column: of all heads.
+__device__ __forceinline__ uint32_t *out_word(const attention_params &p, int row, int column) {
+    return order_word(p.out, p.order, p.rows.n_heads * p.rows.head_dim * 2, row, column);
+}
 
 // ---- Tiles
 
@@ -304,14 +311,17 @@ struct row_sum {
             if (half * 128 + lane * 4 < head_dim) *(float4 *)(part + half * 128 + lane * 4) = o[half];
         if (lane == 0) *(float4 *)(part + head_dim) = make_float4(max, sum, 0.0f, 0.0f);
     }
-    __device__ __forceinline__ void store(uint16_t *out, int head_dim) const {
-        const int lane = threadIdx.x % WARP;
+    // To columns column .. column + head_dim of a row of out.
+    __device__ __forceinline__ void store(const attention_params &p, int row, int column,
+                                          int head_dim) const {
         const float f = 1.0f / sum;
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-            if (half * 128 + lane * 4 < head_dim)
-                *(uint2 *)(out + half * 128 + lane * 4) = make_uint2(to_bf16x2(o[half].x * f, o[half].y * f),
-                                                                     to_bf16x2(o[half].z * f, o[half].w * f));
+        for (int half = 0; half < 2; half++) {
+            const int d = half * 128 + threadIdx.x % WARP * 4;
+            if (d >= head_dim) continue;
+            *out_word(p, row, column + d) = to_bf16x2(o[half].x * f, o[half].y * f);
+            *out_word(p, row, column + d + 2) = to_bf16x2(o[half].z * f, o[half].w * f);
+        }
     }
 };
 
@@ -372,18 +382,20 @@ __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_ow
     }
 }
 
-// Adds up the parts that warps have left here, and the clusters', a warp a row: out, (n_rows, head_dim).
+// Adds up the parts that warps have left here, and the clusters', a warp a row: n_rows heads of head_dim from
+// column first_column of out on.
 __device__ __forceinline__ void decode_finish(const attention_params &p, const row_owners &owners,
                                               const float *parts, int head_dim, int n_rows, int n_splits,
-                                              int64_t unit, uint16_t *out) {
+                                              int first_column) {
     const int warp = threadIdx.x / WARP, part = part_floats(head_dim), n_parts = owners.n * WARPS;
     const int n_clusters = (n_splits + p.cluster - 1) / p.cluster;
+    const int64_t unit = (int64_t)blockIdx.z * gridDim.y + blockIdx.y;
     float *all = p.partials + unit * (p.n_splits / p.cluster) * TILE_ROWS * part;
     for (int row = owners.rank + warp * owners.n; row < n_rows; row += WARPS * owners.n) {
         row_sum sum;
         sum.add<true>(parts + row / owners.n * n_parts * part, n_parts, part, head_dim);
         if (n_clusters == 1)
-            sum.store(out + row * head_dim, head_dim);
+            sum.store(p, blockIdx.z, first_column + row * head_dim, head_dim);
         else
             sum.store_part(all + (owners.cluster * TILE_ROWS + row) * part, head_dim);
     }
@@ -391,7 +403,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const r
     for (int row = warp; row < n_rows; row += WARPS) {
         row_sum sum;
         sum.add<false>(all + row * part, n_clusters, TILE_ROWS * part, head_dim);
-        sum.store(out + row * head_dim, head_dim);
+        sum.store(p, blockIdx.z, first_column + row * head_dim, head_dim);
     }
 }
 
@@ -431,14 +443,14 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int row = blockIdx.z, kv_head = blockIdx.y / p.head_groups, group = blockIdx.y % p.head_groups;
     const int head_dim = EXACT ? D : p.rows.head_dim, first_head = kv_head * p.n_queries + group * TILE_ROWS;
     const int n_rows = min((int)TILE_ROWS, p.n_queries - group * TILE_ROWS);
-    const int64_t at = ((int64_t)row * p.rows.n_heads + first_head) * head_dim;
     dependents_launch();
     // The batch, and the cache but for this token, were there before the step: only what the kernel ahead
     // writes must wait.
     const int position = p.rows.positions[row];
     if (position < 0) {
         dependency_wait();
-        for (int i = threadIdx.x; blockIdx.x == 0 && i < n_rows * head_dim; i += THREADS) p.out[at + i] = 0;
+        for (int i = threadIdx.x * 2; blockIdx.x == 0 && i < n_rows * head_dim; i += THREADS * 2)
+            *out_word(p, row, first_head * head_dim + i) = 0;
         return;
     }
     const keys_of<D, EXACT> kv(p.rows, row, kv_head);
@@ -527,8 +539,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
         barrier_wait(left, 0);
     else
         __syncthreads();
-    const int64_t unit = (int64_t)row * gridDim.y + blockIdx.y;
-    decode_finish(p, owners, parts, head_dim, n_rows, tiles.n_splits, unit, p.out + at);
+    decode_finish(p, owners, parts, head_dim, n_rows, tiles.n_splits, first_head * head_dim);
 }
 
 // ---- Prefill
@@ -547,23 +558,24 @@ static __global__ void __launch_bounds__(THREADS, 2)
               last_position = first_position + run.n_rows - 1;
 
     // Rows g and g + 8 of this warp: which query, and which tokens [first, end) it sees.
-    int at[2], first[2], end[2];
+    int at[2], row_of[2], first[2], end[2]; // at: column
     uint4 q_rows[2][D / 32];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int r = warp * TILE_ROWS + half * 8 + g, token = r / p.n_queries,
                   position = first_position + token;
         const bool there = token < run.n_rows;
-        at[half] =
-            there ? ((run.first_row + token) * p.rows.n_heads + kv_head * p.n_queries + r % p.n_queries) *
-                        head_dim
-                  : -1;
+        at[half] = there ? (kv_head * p.n_queries + r % p.n_queries) * head_dim : -1;
+        row_of[half] = run.first_row + token;
         first[half] = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
         end[half] = there ? position + 1 : 0;
 #pragma unroll
         for (int u = 0; u < D / 32; u++) {
             const int channel = u * 32 + t * 8;
-            q_rows[half][u] = there && channel < head_dim ? load_global4(p.q + at[half] + channel) : zero4();
+            q_rows[half][u] =
+                there && channel < head_dim
+                    ? load_global4(p.q + row_of[half] * (p.rows.n_heads * head_dim) + at[half] + channel)
+                    : zero4();
         }
     }
 
@@ -605,7 +617,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
         for (int j = 0; j < D / 8; j++)
             if (j * 8 < head_dim)
-                *(uint32_t *)(p.out + at[half] + j * 8 + t * 2) =
+                *out_word(p, row_of[half], at[half] + j * 8 + t * 2) =
                     to_bf16x2(rows.o[j][half * 2] * factor, rows.o[j][half * 2 + 1] * factor);
     }
 }
@@ -705,7 +717,8 @@ size_t cuda_attention_partials_bytes(int n_rows, int n_heads, int n_kv_heads, in
 cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     const cuda_rows *rows = args->rows;
     attention_params p = {};
-    p.rows = *rows, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
+    p.rows = *rows, p.out = args->out, p.order = args->order, p.window = args->window,
+    p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
     const attention_kernels *k = kernels_for(rows->head_dim);
     p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);

@@ -15,7 +15,8 @@ typedef struct attention_run {
 
 typedef struct attention_args {
     const cuda_rows *rows;
-    bf16 *out;  // (n_rows, n_heads, head_dim)
+    bf16 *out; // (n_rows, n_heads · head_dim)
+    lut_order order;
     int window; // as attend_args
     float softcap;
     // Prefill: (n_runs) in device memory, each of at most cuda_attention_run_rows() rows, and the queries,

@@ -220,16 +220,16 @@ struct row_part {
             v[i].z *= factor * gain.v[i].z, v[i].w *= factor * gain.v[i].w;
         }
     }
-    __device__ __forceinline__ void store(uint16_t *row, int width) {
+    __device__ __forceinline__ void store(uint16_t *out, const lut_order &order, int row, int width) {
         each(width, [&](int at, float4 &x) {
-            ((uint2 *)row)[at] = make_uint2(to_bf16x2(x.x, x.y), to_bf16x2(x.z, x.w));
+            *order_word(out, order, width * 2, row, at * 4) = to_bf16x2(x.x, x.y);
+            *order_word(out, order, width * 2, row, at * 4 + 2) = to_bf16x2(x.z, x.w);
         });
     }
 };
 
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
-    rms_norm(row_norm norm, const float *x, const int32_t *rows, int width, uint16_t *out,
-             int64_t out_stride) {
+    rms_norm(row_norm norm, const float *x, const int32_t *rows, int width, uint16_t *out, lut_order order) {
     row_part part = {}, gain = {};
     dependents_launch();
     gain.load_gain(norm, width);
@@ -237,12 +237,12 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     const int64_t row = rows ? rows[blockIdx.x] : blockIdx.x;
     part.load(x + row * width, width);
     part.norm(norm, gain, width);
-    part.store(out + blockIdx.x * out_stride, width);
+    part.store(out, order, blockIdx.x, width);
 }
 
 static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     norm_add(row_norm norm, const float *product, int width, float *x, row_norm next, uint16_t *out,
-             int64_t out_stride) {
+             lut_order order) {
     row_part part = {}, gain = {}, next_gain = {};
     dependents_launch();
     gain.load_gain(norm, width);
@@ -258,7 +258,7 @@ static __global__ void __launch_bounds__(NORM_MAX_THREADS)
     });
     if (!out) return;
     part.norm(next, next_gain, width);
-    part.store(out + blockIdx.x * out_stride, width);
+    part.store(out, order, blockIdx.x, width);
 }
 
 static int norm_threads(int width) {
@@ -267,16 +267,16 @@ static int norm_threads(int width) {
 }
 
 cudaError_t cuda_rms_norm(const norm_args *norm, const float *x, const int32_t *rows, int n_rows, int width,
-                          bf16 *out, int64_t out_stride, cudaStream_t stream) {
+                          bf16 *out, lut_order order, cudaStream_t stream) {
     return cuda_launch(rms_norm, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true,
-                       describe_norm(norm), x, rows, width, out, out_stride);
+                       describe_norm(norm), x, rows, width, out, order);
 }
 
 cudaError_t cuda_norm_add(const norm_args *norm, const float *product, int n_rows, int width, float *x,
-                          const norm_args *next, bf16 *out, int64_t out_stride, cudaStream_t stream) {
+                          const norm_args *next, bf16 *out, lut_order order, cudaStream_t stream) {
     return cuda_launch(norm_add, dim3((unsigned)n_rows), norm_threads(width), 0, stream, true,
                        describe_norm(norm), product, width, x, describe_norm(next), next ? out : (bf16 *)NULL,
-                       out_stride);
+                       order);
 }
 
 // ---- Rotation and the cache: a block for each row and KV head, a warp for each of its heads

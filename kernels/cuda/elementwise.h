@@ -9,6 +9,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/lut_gemm.h"
 #include "kernels/kernels.h"
 
 #ifdef __cplusplus
@@ -21,13 +22,14 @@ cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float sc
                        cudaStream_t stream);
 
 // out[m] = norm(x[rows[m]]) in bf16.  x: (…, width) f32, rows: (n_rows) or NULL for 0, 1, …; norm->weight (1,
-// width) f32 in device memory, NULL: none. width: a multiple of 4, at most 16384. out: (n_rows, out_stride).
+// width) f32 in device memory, NULL: none. width: a multiple of 4, at most 16384. out: (n_rows, width), in
+// any order.
 cudaError_t cuda_rms_norm(const norm_args *norm, const float *x, const int32_t *rows, int n_rows, int width,
-                          bf16 *out, int64_t out_stride, cudaStream_t stream);
+                          bf16 *out, lut_order order, cudaStream_t stream);
 // x[m] += norm(product[m]).  x, product: (n_rows, width) f32. And, unless next is NULL, the norm behind the
 // sum at once: out[m] = next(x[m]) in bf16, as cuda_rms_norm.
 cudaError_t cuda_norm_add(const norm_args *norm, const float *product, int n_rows, int width, float *x,
-                          const norm_args *next, bf16 *out, int64_t out_stride, cudaStream_t stream);
+                          const norm_args *next, bf16 *out, lut_order order, cudaStream_t stream);
 
 // Where rows are, as the batch says, and the cache of one layer.
 //

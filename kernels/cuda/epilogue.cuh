@@ -6,6 +6,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/lut_gemm.h"
 #include "kernels/cuda/lut_kernels.h"
+#include "kernels/cuda/order.cuh"
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -39,7 +40,8 @@ __device__ __forceinline__ float store_pair(const lut_params &p, int panel, int 
     if (token >= p.n_tokens) return 0.0f;
     const int64_t row_of_y = token * p.y_stride;
     if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) { // N is a multiple of 16
-        ((__nv_bfloat16 *)p.y)[row_of_y + panel * 8 + g] = __float2bfloat16_rn(gated(low, high, p.epilogue));
+        uint32_t *const word = order_word(p.y, p.y_order, p.y_stride * 2, token, panel * 8 + g / 2 * 2);
+        ((__nv_bfloat16 *)word)[g % 2] = __float2bfloat16_rn(gated(low, high, p.epilogue));
         return 0.0f;
     }
     float squares = 0.0f;
@@ -92,10 +94,10 @@ __device__ __forceinline__ void store_quarter(const lut_params &p, int panel, in
     if (token >= p.n_tokens) return;
     const int64_t row_of_y = token * p.y_stride;
     if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) {
-        __nv_bfloat16 *const y = (__nv_bfloat16 *)p.y + row_of_y + panel * 8;
-#pragma unroll 1
-        for (int i = quarter * 2; i < quarter * 2 + 2; i++)
-            y[i] = __float2bfloat16_rn(gated(rows[i], rows[8 + i], p.epilogue));
+        const int channel = quarter * 2;
+        *order_word(p.y, p.y_order, p.y_stride * 2, token, panel * 8 + channel) =
+            bf16_pair(gated(rows[channel], rows[8 + channel], p.epilogue),
+                      gated(rows[channel + 1], rows[9 + channel], p.epilogue));
         return;
     }
     const int row = panel * 16 + quarter * 4;

@@ -70,6 +70,20 @@ lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_toke
     return LUT_PATH_GEMV;
 }
 
+lut_order lut_gemm_order(const lut_device *device, const weight *w, int64_t n_tokens) {
+    lut_order order = {};
+    if (lut_gemm_path(device, w, n_tokens) != LUT_PATH_WIDE || w->n_cols % BLOCK_COLS ||
+        w->n_cols != layout_padded_cols(w->n_cols, w->group_size))
+        return order;
+    order.tile_tokens = kernel_tokens(LUT_PATH_WIDE, n_tokens);
+    order.n_blocks = (int)(w->n_cols / BLOCK_COLS);
+    return order;
+}
+
+size_t lut_order_bytes(int64_t n_tokens, int64_t n_cols) {
+    return (size_t)round_up(n_tokens, WIDE_MAX_TOKENS) * (size_t)n_cols * sizeof(bf16);
+}
+
 // The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With
 // fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
 // tokens at K = 14336.
@@ -148,7 +162,7 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
         return fail(err, FLUTE_EINVAL, "lut_gemm: no kernel for a %lld × %lld weight in groups of %d",
                     (long long)w->n_rows, (long long)w->n_cols, w->group_size);
     if (args->n_tokens < 1 || args->x_stride < w->n_cols || args->x_stride % 8 ||
-        args->y_stride < w->n_rows / (gate_up ? 2 : 1) || (gate_up && w->n_rows % 16))
+        args->y_stride < w->n_rows / (gate_up ? 2 : 1) || (gate_up && (w->n_rows % 16 || args->y_stride % 2)))
         return fail(err, FLUTE_EINVAL,
                     "lut_gemm: %lld tokens with strides %lld and %lld do not fit the weight",
                     (long long)args->n_tokens, (long long)args->x_stride, (long long)args->y_stride);
@@ -163,6 +177,10 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
                     "lut_gemm: a norm behind a product that adds nothing, or with no room for its x");
     if (((uintptr_t)w->data | (uintptr_t)args->x) % 16)
         return fail(err, FLUTE_EINVAL, "lut_gemm: weights and activations must be aligned to 16 bytes");
+    const lut_order want = lut_gemm_order(device, w, args->n_tokens);
+    if (args->x_order.tile_tokens &&
+        (args->path != LUT_PATH_AUTO || args->x_order.tile_tokens != want.tile_tokens))
+        return fail(err, FLUTE_EINVAL, "lut_gemm: activations in an order that the product does not take");
     if (args->path == LUT_PATH_WIDE && !device->has_wide)
         return fail(err, FLUTE_EINVAL, "lut_gemm: LUT_PATH_WIDE needs compute capability 9.0 (Hopper)");
     return FLUTE_OK;
@@ -186,6 +204,8 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
     p.x_stride = args->x_stride * 2, p.y_stride = args->y_stride;
     p.x = (const uint8_t *)args->x + first * p.x_stride;
     p.y = (uint8_t *)args->y + first * args->y_stride * (is_float ? 4 : 2);
+    p.y_order = args->y_order;
+    if (args->y_order.tile_tokens) p.y = (uint8_t *)args->y + first * args->y_order.n_blocks * BLOCK_COLS * 2;
     p.n_rows = (int)w->n_rows, p.n_cols = (int)w->n_cols, p.n_tokens = n_tokens;
     p.n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS);
     p.panel_units = (int)(layout_padded_cols(w->n_cols, w->group_size) / layout_unit_cols(w->group_size));
@@ -289,10 +309,20 @@ static int plan_wide(const lut_device *device, const weight *w, int tile_tokens,
     return (int)n_ctas;
 }
 
+static int start_wide(const lut_params *p, const weight *w, int tile_tokens, int n_ctas, cudaStream_t stream,
+                      flute_error *err) {
+    const cudaError_t code =
+        cuda_launch(pick_kernel(LUT_PATH_WIDE, weight_type_bits(w->type), w->group_size, tile_tokens),
+                    dim3((unsigned)n_ctas), WIDE_THREADS, (size_t)(p->ring_at + p->stages * p->stage_bytes),
+                    stream, true, *p);
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
+}
+
 static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_params *p, int tile_tokens,
                        cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
     const int n_ctas = plan_wide(device, w, tile_tokens, p);
+    if (args->x_order.tile_tokens) return start_wide(p, w, tile_tokens, n_ctas, stream, err);
     arrange_params arrange = {};
     arrange.x = p->x, arrange.x_stride = p->x_stride;
     arrange.out = (uint8_t *)p->partials + partials_bytes(device);
@@ -301,12 +331,9 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
     arrange.n_blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
     arrange.overlap = args->overlap;
     p->x = arrange.out;
-    cudaError_t code = lut_arrange(arrange, stream);
-    if (code == cudaSuccess)
-        code = cuda_launch(pick_kernel(LUT_PATH_WIDE, weight_type_bits(w->type), w->group_size, tile_tokens),
-                           dim3((unsigned)n_ctas), WIDE_THREADS,
-                           (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, true, *p);
-    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
+    const cudaError_t code = lut_arrange(arrange, stream);
+    return code == cudaSuccess ? start_wide(p, w, tile_tokens, n_ctas, stream, err)
+                               : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 
 static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lut_path path, lut_params *p,
@@ -336,11 +363,14 @@ int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstrea
     int64_t piece = tokens;
     if (path == LUT_PATH_WIDE) {
         const int64_t tile_bytes = layout_padded_cols(w->n_cols, w->group_size) * 2 * tokens;
-        piece = ARRANGED_BYTES / tile_bytes * tokens;
+        piece = args->x_order.tile_tokens ? args->n_tokens : ARRANGED_BYTES / tile_bytes * tokens;
         if (piece == 0)
             return fail(err, FLUTE_EINVAL, "lut_gemm: %lld columns are too many for %lld tokens",
                         (long long)w->n_cols, (long long)args->n_tokens);
     }
+    if (args->y_order.tile_tokens && piece < args->n_tokens && piece % args->y_order.tile_tokens)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: y in tiles of %d tokens, from pieces of %lld",
+                    args->y_order.tile_tokens, (long long)piece);
     for (int64_t first = 0; code == FLUTE_OK && first < args->n_tokens; first += piece) {
         const int64_t left = args->n_tokens - first;
         lut_params p = make_params(args, first, left < piece ? (int)left : (int)piece);

@@ -3,6 +3,7 @@
 #define FLUTE_CUDA_LUT_GEMM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine/base/error.h"
@@ -65,6 +66,14 @@ typedef struct lut_next { // of the first, whose epilogue is LUT_ADD_F32
     int64_t x_stride;
 } lut_next;
 
+// How bf16 activations lie in memory. Zeros: in rows. Else arranged for the kernel for many tokens
+// (order.cuh), in whole tiles of tokens, which lut_order_bytes makes room for; what is behind the last token
+// does not matter.
+typedef struct lut_order {
+    int tile_tokens; // a power of two
+    int n_blocks;    // of 128 columns, whole ones
+} lut_order;
+
 typedef struct lut_gemm_args {
     const weight *w;  // quantized; data in device memory, 16-byte aligned, layout_matrix_bytes
     const void *x;    // (n_tokens, w->n_cols) bf16, device memory, 16-byte aligned
@@ -73,7 +82,9 @@ typedef struct lut_gemm_args {
     void *y;          // (n_tokens, N or N / 2), device memory; must not overlap x
     int64_t y_stride; // elements from row to row
     lut_epilogue epilogue;
-    lut_norm norm; // zeroed: none
+    lut_order x_order; // rows, or what lut_gemm_order says
+    lut_order y_order; // of gated activations: what the next product wants
+    lut_norm norm;     // zeroed: none
     lut_next next;
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
@@ -87,6 +98,12 @@ enum { LUT_EXACT_TOKENS = 64 };
 
 // Which path LUT_PATH_AUTO is for this many tokens.
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens);
+
+// The order in which LUT_PATH_AUTO takes activations as they are; in another it arranges them first.
+lut_order lut_gemm_order(const lut_device *device, const weight *w, int64_t n_tokens);
+
+// Bytes of the activations of n_tokens tokens in any order.
+size_t lut_order_bytes(int64_t n_tokens, int64_t n_cols);
 
 // How many parts of squares a product of at most LUT_NORM_TOKENS tokens leaves.
 int lut_gemm_parts(const lut_device *device, const weight *w);

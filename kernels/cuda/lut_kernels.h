@@ -33,6 +33,7 @@ struct lut_params {
     int y_aligned; // rows of y can be stored four at a time
     float4 *partials;
     uint32_t *flags;
+    lut_order y_order;
     lut_norm norm; // lut_gemv
     lut_next next;
     int factors_at;        // in shared memory: room for both
@@ -96,9 +97,8 @@ lut_kernel lut_wide_w3(int group, int tokens);
 lut_kernel lut_wide_w4(int group, int tokens);
 lut_kernel lut_wide_w8(int group, int tokens);
 
-// Activations in the order in which wgmma reads them: for each tile of tokens and each 64 columns one image
-// of tile_tokens × 128 bytes of shared memory, swizzled, with the columns of each 32 in the order of the
-// packed weights. Columns up to n_blocks · 128 and tokens up to whole tiles are zeros.
+// Arranges activations (order.cuh) that lie in rows. Columns up to n_blocks · 128 and tokens up to whole
+// tiles are zeros.
 struct arrange_params {
     const uint8_t *x;
     uint8_t *out;

@@ -71,6 +71,14 @@ static bool is_fused(const product_device *device, const weight *w, int64_t n_to
     return weight_is_quantized(w->type) && (device->lut.has_wide || n_tokens <= TILE_TOKENS);
 }
 
+lut_order product_order(const product_device *device, const weight *w, int64_t n_tokens) {
+    return is_fused(device, w, n_tokens) ? lut_gemm_order(&device->lut, w, n_tokens) : lut_order{};
+}
+
+bool product_orders(const product_device *device, const weight *w, int64_t n_tokens) {
+    return is_fused(device, w, n_tokens);
+}
+
 size_t product_weights_bytes(const product_device *device, const kernel_dims *dims) {
     const int64_t widest = most(most(dims->hidden, dims->n_ff), (int64_t)dims->n_heads * dims->head_dim);
     if (device->lut.has_wide || (dims->max_rows <= TILE_TOKENS && dims->max_logits <= TILE_TOKENS)) return 0;

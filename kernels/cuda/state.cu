@@ -37,13 +37,14 @@ static size_t state_carve(backend_state *s, uint8_t *memory) {
     uint8_t *sample_scratch, *weights, *gate_up, *counters, *partials;
     carve(&c, &counters, cuda_attention_counters_bytes(dims->max_rows, dims->n_heads, dims->n_kv_heads));
     if (!s->ranks) carve(&c, &s->x, rows * hidden);
-    carve(&c, &s->normed, (rows > n_logits ? rows : n_logits) * hidden);
+    carve(&c, &s->normed,
+          lut_order_bytes((int64_t)(rows > n_logits ? rows : n_logits), (int64_t)hidden) / sizeof(bf16));
     carve(&c, &s->squares, (size_t)LUT_NORM_TOKENS * LUT_MAX_PARTS);
     carve(&c, &s->qkv, rows * (heads + 2 * kv_heads));
     carve(&c, &s->q, rows * heads);
-    carve(&c, &s->attn, rows * heads);
+    carve(&c, &s->attn, lut_order_bytes((int64_t)rows, (int64_t)heads) / sizeof(bf16));
     s->ff_stride = round_up(dims->n_ff, 8);
-    carve(&c, &s->ff, rows * (size_t)s->ff_stride);
+    carve(&c, &s->ff, lut_order_bytes((int64_t)rows, s->ff_stride) / sizeof(bf16));
     if (!s->ranks) carve(&c, &s->product, rows * hidden);
     if (s->ranks) {
         const size_t own = heads > (size_t)s->ff_stride ? heads : (size_t)s->ff_stride;

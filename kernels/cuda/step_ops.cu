@@ -35,6 +35,7 @@ typedef struct product_output {
     void *y;
     int64_t stride;
     lut_epilogue epilogue;
+    lut_order order = {};
 } product_output;
 
 static lut_gemm_args describe_product(const weight *w, const bf16 *x, int64_t x_stride, int n_rows,
@@ -79,18 +80,31 @@ static lut_next next_norm(const backend_state *state, const step_op *op) {
     return next;
 }
 
+// The order in which project_add `op` takes its input; each rank's part of it lies in rows.
+static lut_order input_order(const backend_state *state, const step_op *op) {
+    const product_device *device = &state->be->device;
+    const int n_rows = state->shape.n_rows;
+    if (state->ranks) return lut_order{};
+    if (op->choice != PROJECT_ATTENTION &&
+        (op == state->ops || !product_orders(device, op[-1].weight, n_rows)))
+        return lut_order{};
+    return product_order(device, op->weight, n_rows);
+}
+
 // W · norm(x) of all rows of the residual stream, or of n_rows that are listed.
 static int multiply_normed(const backend_state *state, const step_op *op, const int32_t *rows, int n_rows,
                            product_output to, flute_error *err) {
     const int hidden = state->dims.hidden;
     lut_gemm_args args = describe_product(op->weight, state->normed, hidden, n_rows, to);
+    args.x_order = product_order(&state->be->device, op->weight, n_rows);
+    args.y_order = to.order;
     const norm_source source = norm_of(state, op);
     if (source == NORM_PRODUCT) {
         args.norm.squares = state->squares, args.norm.eps = op->norm.eps;
         args.norm.n_parts = lut_gemm_parts(&state->be->device.lut, op[-1].weight);
     } else if (source == NORM_KERNEL) {
         const cudaError_t code = cuda_rms_norm(&op->norm, state->x, rows, n_rows, hidden, state->normed,
-                                               hidden, state->be->device.stream);
+                                               args.x_order, state->be->device.stream);
         if (code != cudaSuccess) return cuda_fail(err, code, "a norm");
     }
     return product(&state->be->device, &state->scratch, &args, err);
@@ -119,7 +133,9 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
     const cuda_rows rows = rows_of(state, op->layer);
     const rotate_args rotation = rotation_of(state, op - 1, &rows); // attend follows the qkv of its layer
     attention_args args = {};
-    args.rows = &rows, args.out = state->attn, args.window = op->window, args.softcap = op->softcap;
+    args.rows = &rows, args.out = state->attn;
+    if (!is_last(state, op)) args.order = input_order(state, op + 1); // project_add follows
+    args.window = op->window, args.softcap = op->softcap;
     if (state->shape.n_runs > 0) {
         args.runs = (const attention_run *)(state->inputs + state->places.runs);
         args.n_runs = state->shape.n_runs, args.q = state->q;
@@ -197,20 +213,24 @@ static int queue_project_add(const backend_state *state, const step_op *op, flut
             queue_shared_product(state, op->weight, x, stride, attention ? heads : state->dims.n_ff, to, err);
     } else {
         lut_gemm_args args = describe_product(op->weight, x, stride, n_rows, to);
+        args.x_order = input_order(state, op);
         if (!post_norm) args.next = next_norm(state, op);
         code = product(&state->be->device, &state->scratch, &args, err);
     }
     if (code || !post_norm) return code;
-    const norm_args *next = !is_last(state, op) && norm_of(state, op + 1) == NORM_DONE ? &op[1].norm : NULL;
+    const bool with_next = !is_last(state, op) && norm_of(state, op + 1) == NORM_DONE;
+    const lut_order order = with_next ? product_order(&state->be->device, op[1].weight, n_rows) : lut_order{};
     return check(err,
-                 cuda_norm_add(&op->norm, state->product, n_rows, hidden, state->x, next, state->normed,
-                               hidden, state->be->device.stream),
+                 cuda_norm_add(&op->norm, state->product, n_rows, hidden, state->x,
+                               with_next ? &op[1].norm : NULL, state->normed, order,
+                               state->be->device.stream),
                  "a norm");
 }
 
 static int queue_gate_up(const backend_state *state, const step_op *op, flute_error *err) {
     const product_output to = {state->ff, state->ff_stride,
-                               op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL};
+                               op->choice == ACT_SILU ? LUT_SILU_MUL : LUT_GELU_MUL,
+                               is_last(state, op) ? lut_order{} : input_order(state, op + 1)};
     return multiply_normed(state, op, NULL, state->shape.n_rows, to, err);
 }
 

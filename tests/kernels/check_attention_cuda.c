@@ -34,7 +34,7 @@ enum { MAX_ROWS = 160, MAX_SEQUENCES = 3 };
 typedef struct shape {
     int n_heads, n_kv_heads, head_dim, block_tokens, window;
     float softcap;
-    bool norms;
+    bool norms, arranged; // arranged: the result
     int n_sequences, positions[MAX_SEQUENCES],
         lengths[MAX_SEQUENCES]; // rows of a sequence: positions from the first on
 } shape;
@@ -188,7 +188,10 @@ static int cut_runs(const scene *c, attention_run *runs) {
 // Runs the scene; out: (n_rows, n_heads, head_dim).
 static void scene_run(const scene *c, bool decode, int n_sms, int cluster, bf16 *out) {
     const shape *s = &c->s;
-    const size_t n_out = (size_t)c->n_rows * (size_t)(s->n_heads * s->head_dim) * sizeof(bf16);
+    const int64_t out_width = s->n_heads * s->head_dim;
+    const lut_order order = {s->arranged ? 32 : 0, (int)(out_width + 127) / 128};
+    const size_t n_out = s->arranged ? lut_order_bytes(c->n_rows, order.n_blocks * 128)
+                                     : (size_t)(c->n_rows * out_width) * sizeof(bf16);
     const size_t width = (size_t)(s->n_heads + 2 * s->n_kv_heads) * (size_t)s->head_dim;
     attention_run runs[MAX_ROWS];
     void *memory[16];
@@ -217,20 +220,28 @@ static void scene_run(const scene *c, bool decode, int n_sms, int cluster, bf16 
         cuda_attention_partials_bytes(c->n_rows, s->n_heads, s->n_kv_heads, s->head_dim, n_sms);
     void *zeros = host_zeros(counters, 1),
          *poison = memset(host_zeros(n_out + partials, 1), 0xff, n_out + partials);
-    attention_args args = {
-        .rows = &rows, .window = s->window, .softcap = s->softcap, .n_sms = n_sms, .most_cluster = cluster};
+    attention_args args = {.rows = &rows,
+                           .order = order,
+                           .window = s->window,
+                           .softcap = s->softcap,
+                           .n_sms = n_sms,
+                           .most_cluster = cluster};
     args.out = DEVICE(poison, n_out);
     if (decode) {
         args.rotation = &rotation, args.counters = DEVICE(zeros, counters),
         args.partials = DEVICE(poison, partials);
     } else {
-        bf16 *q = DEVICE(poison, n_out);
+        bf16 *q = DEVICE(poison, (size_t)(c->n_rows * out_width) * sizeof(bf16));
         args.n_runs = cut_runs(c, runs), args.runs = DEVICE(runs, sizeof runs), args.q = q;
         check(cuda_rotate(&rotation, q, NULL), "cuda_rotate");
     }
     check(cuda_attention(&args, NULL), "cuda_attention");
     check(cudaDeviceSynchronize(), "attention");
-    check(cudaMemcpy(out, args.out, n_out, cudaMemcpyDeviceToHost), "the result");
+    bf16 *result = host_memory(n_out);
+    check(cudaMemcpy(result, args.out, n_out, cudaMemcpyDeviceToHost), "the result");
+    for (int64_t i = 0; i < c->n_rows * out_width; i++)
+        out[i] = result[s->arranged ? order_element(order, i / out_width, i % out_width) : (size_t)i];
+    free(result);
     for (int i = 0; i < n; i++) cudaFree(memory[i]);
     free(zeros), free(poison);
 #undef DEVICE
@@ -272,7 +283,7 @@ static shape random_shape(int head_dim, int n_queries, bool decode) {
     s.n_heads = s.n_kv_heads * n_queries;
     s.window = random_below(2) ? 0 : 1 + random_below(200);
     s.softcap = random_below(2) ? 0 : 2.0f;
-    s.norms = random_below(2);
+    s.norms = random_below(2), s.arranged = random_below(2);
     s.n_sequences = 1 + random_below(MAX_SEQUENCES);
     for (int i = 0; i < s.n_sequences; i++) {
         s.lengths[i] = decode ? 1 : 1 + random_below(50);

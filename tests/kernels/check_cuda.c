@@ -1,7 +1,7 @@
 // The GPU's LUT-GEMM against the scalar definition of kernels/layout.h, in double: every width, group size
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
-// and the same bits twice; and rows of products that overlap. Prints TAP, whose plan says SKIP where there is
-// no device.
+// activations in rows and arranged, and the same bits twice; and rows of products that overlap. Prints TAP,
+// whose plan says SKIP where there is no device.
 //
 //     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
 //     wide)
@@ -39,14 +39,19 @@ typedef struct check_case {
     lut_epilogue epilogue;
     bool overlap;
     lut_path path;
+    lut_order x_order, y_order;
     bf16 *x;
 } check_case;
 
 enum { POISON = 0xff }; // NaN in every format
-enum { Y_PADDING = 3 }; // elements behind each row of y that nobody may touch
 
 static bool is_gate_up(const check_case *c) {
     return c->epilogue == LUT_SILU_MUL || c->epilogue == LUT_GELU_MUL;
+}
+
+// Elements behind each row of y that nobody may touch.
+static int y_gap(const check_case *c) {
+    return is_gate_up(c) ? 4 : 3;
 }
 
 static bool is_bf16(const check_case *c) {
@@ -71,11 +76,20 @@ static check_case case_random(weight_type type, int group_size, int n_tokens, in
     if (type != WEIGHT_INT8)
         for (int i = 0; i < 1 << weight_type_bits(type); i++) c.w.table[i] = bf16_from_float(random_float());
     c.x_stride = n_cols + 8 * random_below(3);
-    c.y_stride = n_rows / (is_gate_up(&c) ? 2 : 1) + Y_PADDING;
+    c.y_stride = n_rows / (is_gate_up(&c) ? 2 : 1) + y_gap(&c);
     c.x = host_memory((size_t)(n_tokens * c.x_stride) * sizeof *c.x);
     for (int64_t i = 0; i < n_tokens * c.x_stride; i++)
         c.x[i] = i % c.x_stride < n_cols ? bf16_from_float(random_float()) : 0x7fc0; // NaN between the rows
     return c;
+}
+
+// Other orders than rows, at random, where the product takes and leaves them.
+static void case_order(const lut_device *device, check_case *c) {
+    if (c->path != LUT_PATH_AUTO) return;
+    if (random_below(2)) c->x_order = lut_gemm_order(device, &c->w, c->n_tokens);
+    if (!is_gate_up(c) || random_below(2)) return;
+    c->y_order.tile_tokens = 8 << random_below(5);
+    c->y_order.n_blocks = (int)((c->w.n_rows / 2 + 127) / 128);
 }
 
 static void case_free(check_case *c) {
@@ -84,22 +98,34 @@ static void case_free(check_case *c) {
 }
 
 // Runs the case on the device; y: what the rows look like afterwards, as bytes.
-static int case_run(const lut_device *device, const check_case *c, uint8_t *y, size_t y_size,
+static int case_run(const lut_device *device, const check_case *c, uint8_t *y, size_t rows_size,
                     flute_error *err) {
     static device_buffer w_buffer, x_buffer, y_buffer;
     weight placed = c->w;
-    const size_t x_size = (size_t)(c->n_tokens * c->x_stride) * sizeof *c->x;
+    const size_t x_size = c->x_order.tile_tokens ? lut_order_bytes(c->n_tokens, c->w.n_cols)
+                                                 : (size_t)(c->n_tokens * c->x_stride) * sizeof *c->x;
+    const size_t y_size =
+        c->y_order.tile_tokens ? lut_order_bytes(c->n_tokens, c->y_order.n_blocks * 128) : rows_size;
+    bf16 *x = host_memory(x_size), *arranged = host_memory(y_size);
+    memset(x, POISON, x_size);
+    for (int64_t m = 0; m < c->n_tokens; m++)
+        for (int64_t k = 0; k < (c->x_order.tile_tokens ? c->w.n_cols : 0); k++)
+            x[order_element(c->x_order, m, k)] = c->x[m * c->x_stride + k];
     placed.data = device_memory(&w_buffer, c->w.size);
     check(cudaMemcpy(w_buffer.data, c->w.data, c->w.size, cudaMemcpyHostToDevice), "copy of the weight");
     device_memory(&x_buffer, x_size);
-    check(cudaMemcpy(x_buffer.data, c->x, x_size, cudaMemcpyHostToDevice), "copy of the activations");
+    check(cudaMemcpy(x_buffer.data, c->x_order.tile_tokens ? x : c->x, x_size, cudaMemcpyHostToDevice),
+          "copy of the activations");
     device_memory(&y_buffer, y_size);
-    memset(y, POISON, y_size);
+    memset(y, POISON, rows_size);
+    memset(arranged, POISON, y_size);
     if (c->epilogue == LUT_ADD_F32)
         for (int64_t m = 0; m < c->n_tokens; m++)
             for (int64_t n = 0; n < c->w.n_rows; n++)
                 ((float *)(void *)y)[m * c->y_stride + n] = (float)residual_at(m * c->y_stride + n);
-    check(cudaMemcpy(y_buffer.data, y, y_size, cudaMemcpyHostToDevice), "copy of the output");
+    check(cudaMemcpy(y_buffer.data, c->y_order.tile_tokens ? (void *)arranged : y, y_size,
+                     cudaMemcpyHostToDevice),
+          "copy of the output");
     const lut_gemm_args args = {.w = &placed,
                                 .x = x_buffer.data,
                                 .x_stride = c->x_stride,
@@ -107,11 +133,20 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
                                 .y = y_buffer.data,
                                 .y_stride = c->y_stride,
                                 .epilogue = c->epilogue,
+                                .x_order = c->x_order,
+                                .y_order = c->y_order,
                                 .overlap = c->overlap,
                                 .path = c->path};
     const int code = lut_gemm(device, &args, NULL, err);
     check(cudaDeviceSynchronize(), "lut_gemm");
-    check(cudaMemcpy(y, y_buffer.data, y_size, cudaMemcpyDeviceToHost), "copy of the result");
+    check(cudaMemcpy(c->y_order.tile_tokens ? (void *)arranged : y, y_buffer.data, y_size,
+                     cudaMemcpyDeviceToHost),
+          "copy of the result");
+    for (int64_t m = 0; m < c->n_tokens; m++)
+        for (int64_t i = 0; i < (c->y_order.tile_tokens ? c->w.n_rows / 2 : 0); i++)
+            ((bf16 *)(void *)y)[m * c->y_stride + i] = arranged[order_element(c->y_order, m, i)];
+    free(x);
+    free(arranged);
     return code;
 }
 
@@ -198,8 +233,9 @@ static double case_error(const lut_device *device, const check_case *c, const ui
 static bool case_gaps_untouched(const check_case *c, const uint8_t *y) {
     const size_t element = is_bf16(c) ? 2 : 4;
     for (int64_t token = 0; token < c->n_tokens; token++) {
-        const uint8_t *gap = y + (size_t)((token + 1) * c->y_stride - Y_PADDING) * element;
-        for (size_t i = 0; i < Y_PADDING * element; i++)
+        const size_t n = (size_t)y_gap(c);
+        const uint8_t *gap = y + ((size_t)((token + 1) * c->y_stride) - n) * element;
+        for (size_t i = 0; i < n * element; i++)
             if (gap[i] != POISON) return false;
     }
     return true;
@@ -225,9 +261,11 @@ static bool case_check(const lut_device *device, check_case *c) {
     else if ((error = case_error(device, c, y)) > 1)
         wrong = "wrong sums";
     if (wrong)
-        printf("# %s g%d N=%lld K=%lld M=%d %s epilogue %d%s: %s (error %.3g times the allowed)\n",
+        printf("# %s g%d N=%lld K=%lld M=%d %s epilogue %d%s%s%s: %s (error %.3g times the allowed)\n",
                weight_type_name(c->w.type), c->w.group_size, (long long)c->w.n_rows, (long long)c->w.n_cols,
-               c->n_tokens, path_names[c->path], c->epilogue, c->overlap ? " overlapped" : "", wrong, error);
+               c->n_tokens, path_names[c->path], c->epilogue, c->overlap ? " overlapped" : "",
+               c->x_order.tile_tokens ? " x arranged" : "", c->y_order.tile_tokens ? " y arranged" : "",
+               wrong, error);
     free(y);
     free(again);
     return !wrong;
@@ -325,6 +363,7 @@ static bool check_groups(const lut_device *device, bool small, weight_type type,
             check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
             const int path = random_below(device->has_wide ? N_PATHS : LUT_PATH_WIDE);
             c.path = (lut_path)(only_path >= 0 ? only_path : path);
+            case_order(device, &c);
             good = case_check(device, &c) && good;
             case_free(&c);
         }

@@ -1,5 +1,5 @@
-// What the checks of CUDA kernels share: random numbers from one seed, memory, and failures of CUDA itself,
-// which end the program as TAP says ("Bail out!").
+// What the checks of CUDA kernels share: random numbers from one seed, memory, failures of CUDA itself, which
+// end the program as TAP says ("Bail out!"), and activations in another order than rows.
 #ifndef FLUTE_TESTS_KERNELS_CUDA_CHECK_H
 #define FLUTE_TESTS_KERNELS_CUDA_CHECK_H
 
@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#include "kernels/cuda/lut_gemm.h"
 
 static uint64_t random_state; // odd
 
@@ -29,6 +31,16 @@ static inline void check(cudaError_t code, const char *what) {
     if (code == cudaSuccess) return;
     printf("Bail out! %s: %s\n", what, cudaGetErrorString(code));
     exit(1);
+}
+
+// Where an element lies, by the description in kernels/cuda/order.cuh, step by step.
+static inline size_t order_element(lut_order order, int64_t token, int64_t column) {
+    const int64_t tile = token / order.tile_tokens, row = token % order.tile_tokens, image = column / 64;
+    const int64_t run = column % 64 / 32, lane = column % 32 / 8, word = column % 8 / 2;
+    const int64_t chunk = (run * 4 + word) ^ row % 8; // word w of lane t: chunk w, word t
+    const int64_t bytes = (tile * order.n_blocks * 2 + image) * order.tile_tokens * 128 + row * 128 +
+                          chunk * 16 + lane * 4 + column % 2 * 2;
+    return (size_t)bytes / sizeof(bf16);
 }
 
 static inline void *host_memory(size_t size) {
