@@ -47,7 +47,8 @@ struct attention_params {
     int window, n_queries; // query heads of a KV head
     float softcap;
     const attention_run *runs;
-    int n_splits, cluster;       // decode: splits of the context; those of a cluster, which divide n_splits
+    int n_splits;                // decode: splits of the context, a multiple of those of a cluster
+    int cluster_shift;           // a cluster: 1 << cluster_shift
     int head_groups;             // pieces of 16 query heads
     float *partials;             // (row, KV head, head group, cluster, 16) parts
     uint32_t *counters;          // (row, KV head, head group) blocks that have finished
@@ -104,9 +105,14 @@ __device__ __forceinline__ int slot_of(int q, int g) {
     return g / 2 * 8 + q * 2 + g % 2;
 }
 
-__device__ __forceinline__ float cap_score(float s, float cap) {
+__device__ __forceinline__ void cap_scores(float (&s)[4][4], float cap) {
+    const float twice = 2.0f / cap;
     // tanh(z) = 1 − 2 / (1 + exp(2z)), without overflow for large z
-    return cap == 0.0f ? s : cap * (1.0f - 2.0f / (1.0f + __expf(2.0f * s / cap)));
+#pragma unroll
+    for (int q = 0; q < 4; q++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s[q][i] = cap * (1.0f - __fdividef(2.0f, 1.0f + __expf(fminf(s[q][i] * twice, 80.0f))));
 }
 
 // What a warp holds of 16 rows: lane 4g + t has rows g and g + 8.
@@ -125,11 +131,12 @@ template <int D> struct row_tile {
     __device__ __forceinline__ void soften(float (&s)[4][4], float cap, Allowed allowed) {
         const int t = threadIdx.x % 4;
         float next[2] = {max[0], max[1]}, reference[2];
+        if (cap != 0.0f) cap_scores(s, cap);
 #pragma unroll
         for (int q = 0; q < 4; q++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[q][i] = allowed(i / 2, t * 8 + q * 2 + i % 2) ? cap_score(s[q][i], cap) : -INFINITY;
+                if (!allowed(i / 2, t * 8 + q * 2 + i % 2)) s[q][i] = -INFINITY;
                 next[i / 2] = fmaxf(next[i / 2], s[q][i]);
             }
 #pragma unroll
@@ -252,9 +259,12 @@ struct split_tiles {
                                            int split) {
         first = p.window > 0 && position >= p.window ? position - p.window + 1 : 0, last = position;
         const int from = kv.tile_of(first), n = kv.tile_of(last) + 1 - from;
-        const int wanted = (n + p.n_splits - 1) / p.n_splits,
-                  each = wanted > SPLIT_TILES ? wanted : (int)SPLIT_TILES;
-        n_splits = (n + each - 1) / each;
+        int each = SPLIT_TILES; // divisions are for long contexts
+        n_splits = (n + SPLIT_TILES - 1) / SPLIT_TILES;
+        if (n_splits > p.n_splits) {
+            each = (n + p.n_splits - 1) / p.n_splits;
+            n_splits = (n + each - 1) / each;
+        }
         begin = from + split * each, end = min(begin + each, from + n);
     }
 };
@@ -340,21 +350,25 @@ __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
     return last;
 }
 
-// The blocks of a cluster that have keys, and which rows each adds up.
+// The blocks of a cluster that have keys, and which rows each adds up: the first ones, a power of two of
+// them.
 struct row_owners {
-    int cluster, rank, n; // this block's cluster and rank in it; owners
+    int cluster, rank; // of this block
+    int n_parts;       // of a row: a warp of a block with keys leaves one
+    int shift, n;      // owners: 1 << shift
+
     __device__ __forceinline__ row_owners(const attention_params &p, int n_splits)
-        : cluster(blockIdx.x / p.cluster), rank(blockIdx.x % p.cluster),
-          n(min(p.cluster, n_splits - cluster * p.cluster)) {}
-    __device__ __forceinline__ int owner(int row) const { return row % n; }
-    // Of all parts that are left with this block, without padding.
-    __device__ __forceinline__ uint32_t bytes(int n_rows, int head_dim) const {
-        return (n_rows - rank + n - 1) / n * n * WARPS * (head_dim + 2) * 4;
+        : cluster(blockIdx.x >> p.cluster_shift), rank(blockIdx.x - (cluster << p.cluster_shift)) {
+        const int blocks = min(1 << p.cluster_shift, n_splits - (cluster << p.cluster_shift));
+        n_parts = blocks * WARPS, shift = 31 - __clz(blocks), n = 1 << shift;
     }
-    // Where the part of a warp of this block is left, in parts.
-    __device__ __forceinline__ int slot(int row, int warp) const {
-        return (row / n * n + rank) * WARPS + warp;
+    // Rows that this block adds up are rank, rank + n, …
+    __device__ __forceinline__ int owner(int row) const { return row & (n - 1); }
+    __device__ __forceinline__ int own_rows(int n_rows) const {
+        return rank < n ? (n_rows - rank + n - 1) >> shift : 0;
     }
+    // The first part of a row with its owner, in parts.
+    __device__ __forceinline__ int first_part(int row) const { return (row >> shift) * n_parts; }
 };
 
 // Leaves what this warp has of each row with the owner of the row; parts_at: shared address of the parts;
@@ -363,22 +377,24 @@ template <int D>
 __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_owners &owners, bool clustered,
                                            uint32_t parts_at, uint32_t left, int head_dim, int n_rows) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    auto store = [&](uint32_t at, int owner, float x, float y) {
-        if (clustered)
-            store_cluster(at, owner, make_float2(x, y), left);
-        else
-            store_shared2(at, make_float2(x, y));
-    };
+    const int mine = owners.rank * WARPS + threadIdx.x / WARP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = g + half * 8, owner = owners.owner(row);
         if (row >= n_rows) continue;
-        const uint32_t at = parts_at + owners.slot(row, threadIdx.x / WARP) * part_floats(head_dim) * 4;
-        if (t == 0) store(at + head_dim * 4, owner, rows.max[half], rows.sum[half]);
+        const uint32_t at = parts_at + (owners.first_part(row) + mine) * part_floats(head_dim) * 4;
+        const uint32_t to = clustered ? cluster_address(at, owner) : at;
+        const uint32_t counts = clustered ? cluster_address(left, owner) : 0;
+        auto store = [&](int offset, float x, float y) {
+            if (clustered)
+                store_cluster(to + offset * 4, make_float2(x, y), counts);
+            else
+                store_shared2(to + offset * 4, make_float2(x, y));
+        };
+        if (t == 0) store(head_dim, rows.max[half], rows.sum[half]);
 #pragma unroll
         for (int j = 0; j < D / 8; j++)
-            if (j * 8 < head_dim)
-                store(at + (j * 8 + t * 2) * 4, owner, rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
+            if (j * 8 < head_dim) store(j * 8 + t * 2, rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
     }
 }
 
@@ -387,13 +403,14 @@ __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_ow
 __device__ __forceinline__ void decode_finish(const attention_params &p, const row_owners &owners,
                                               const float *parts, int head_dim, int n_rows, int n_splits,
                                               int first_column) {
-    const int warp = threadIdx.x / WARP, part = part_floats(head_dim), n_parts = owners.n * WARPS;
-    const int n_clusters = (n_splits + p.cluster - 1) / p.cluster;
+    const int warp = threadIdx.x / WARP, part = part_floats(head_dim);
+    const int n_clusters = (n_splits + (1 << p.cluster_shift) - 1) >> p.cluster_shift;
     const int64_t unit = (int64_t)blockIdx.z * gridDim.y + blockIdx.y;
-    float *all = p.partials + unit * (p.n_splits / p.cluster) * TILE_ROWS * part;
-    for (int row = owners.rank + warp * owners.n; row < n_rows; row += WARPS * owners.n) {
+    float *all = p.partials + unit * (p.n_splits >> p.cluster_shift) * TILE_ROWS * part;
+    for (int i = warp; i < owners.own_rows(n_rows); i += WARPS) {
+        const int row = owners.rank + (i << owners.shift);
         row_sum sum;
-        sum.add<true>(parts + row / owners.n * n_parts * part, n_parts, part, head_dim);
+        sum.add<true>(parts + i * owners.n_parts * part, owners.n_parts, part, head_dim);
         if (n_clusters == 1)
             sum.store(p, blockIdx.z, first_column + row * head_dim, head_dim);
         else
@@ -409,14 +426,14 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const r
 
 // Heads of the row, a warp each: n_rows queries and, if wanted, the new key and value. A warp loads two heads
 // before it works on the first: each load is a trip to L2.
+template <int PAIRS>
 __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
-                                             int n_rows, bool appends, const lane_rotation &rotation,
+                                             int n_rows, bool appends, const lane_rotation<PAIRS> &rotation,
                                              uint16_t *q_rows, int q_stride, uint16_t *new_key,
                                              uint16_t *new_value) {
-    const int n_queries = p.rows.n_heads / p.rows.n_kv_heads, head_dim = p.rows.head_dim,
-              n = n_rows + 2 * appends;
+    const int n_queries = p.n_queries, head_dim = p.rows.head_dim, n = n_rows + 2 * appends;
     for (int first = threadIdx.x / WARP; first < n; first += 2 * WARPS) {
-        lane_pairs pairs[2];
+        lane_pairs<PAIRS> pairs[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             const int i = first + k * WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
@@ -440,7 +457,8 @@ static __global__ void __launch_bounds__(THREADS, 2)
     attend_decode(const __grid_constant__ attention_params p) {
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int row = blockIdx.z, kv_head = blockIdx.y / p.head_groups, group = blockIdx.y % p.head_groups;
+    const int row = blockIdx.z, kv_head = p.head_groups == 1 ? blockIdx.y : blockIdx.y / p.head_groups,
+              group = blockIdx.y - kv_head * p.head_groups;
     const int head_dim = EXACT ? D : p.rows.head_dim, first_head = kv_head * p.n_queries + group * TILE_ROWS;
     const int n_rows = min((int)TILE_ROWS, p.n_queries - group * TILE_ROWS);
     dependents_launch();
@@ -464,11 +482,13 @@ static __global__ void __launch_bounds__(THREADS, 2)
     uint8_t *left_barrier = stages + WARPS * p.stage_bytes;
     float *parts = (float *)(left_barrier + 16);
     const uint32_t left = shared_address(left_barrier);
-    if (p.cluster > 1) {
+    const bool clustered = p.cluster_shift > 0;
+    if (clustered) {
         if (threadIdx.x == 0) {
             barrier_init(left, 1);
             barrier_init_fence();
-            barrier_expect(left, row_owners(p, tiles.n_splits).bytes(n_rows, head_dim));
+            const row_owners owners(p, tiles.n_splits);
+            barrier_expect(left, owners.own_rows(n_rows) * owners.n_parts * (head_dim + 2) * 4);
         }
         cluster_arrive();
     }
@@ -478,7 +498,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     copies_commit();
     if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
     copies_commit();
-    lane_rotation rotation;
+    lane_rotation<D / 64> rotation;
     rotation.turn(p.rotation.inv_freq, head_dim, position);
     for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
     __syncthreads();
@@ -532,7 +552,6 @@ static __global__ void __launch_bounds__(THREADS, 2)
     rows.finish_sums();
 
     const row_owners owners(p, tiles.n_splits);
-    const bool clustered = p.cluster > 1;
     if (clustered) cluster_wait(); // the owners have begun
     leave_rows(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
     if (clustered)
@@ -657,11 +676,17 @@ static int stage_bytes(int head_dim) {
     return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
 }
 
-// A row has an owner; owners have the same number of rows, rounded up.
+// The most that any number of blocks of the cluster leaves with an owner.
 static size_t decode_shared(int head_dim, int n_rows, int cluster) {
+    int parts = 0;
+    for (int blocks = 1, owners = 1; blocks <= cluster; blocks++) {
+        if (owners * 2 <= blocks) owners *= 2;
+        const int left = (n_rows + owners - 1) / owners * blocks * WARPS;
+        if (left > parts) parts = left;
+    }
     return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim) +
                     16) +
-           (size_t)((n_rows + cluster - 1) * WARPS * part_floats(head_dim)) * sizeof(float);
+           (size_t)(parts * part_floats(head_dim)) * sizeof(float);
 }
 
 static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
@@ -695,12 +720,12 @@ static int head_groups(int n_heads, int n_kv_heads) {
 static void plan_splits(const attention_args *args, int units, int n_rows, attention_params *p) {
     const int head_dim = args->rows->head_dim, splits = 2 * args->n_sms / units;
     p->n_splits = splits < 1 ? 1 : splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
-    p->cluster = 1;
-    while (p->cluster * 2 <= p->n_splits && p->cluster * 2 <= args->most_cluster &&
-           p->cluster * 2 <= MAX_CLUSTER &&
-           decode_shared(head_dim, n_rows, p->cluster * 2) <= decode_shared(head_dim, TILE_ROWS, 1))
-        p->cluster *= 2;
-    p->n_splits = p->n_splits / p->cluster * p->cluster;
+    int cluster = 1;
+    p->cluster_shift = 0;
+    while (cluster * 2 <= p->n_splits && cluster * 2 <= args->most_cluster && cluster * 2 <= MAX_CLUSTER &&
+           decode_shared(head_dim, n_rows, cluster * 2) <= decode_shared(head_dim, TILE_ROWS, 1))
+        cluster *= 2, p->cluster_shift++;
+    p->n_splits = p->n_splits / cluster * cluster;
 }
 
 size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads) {
@@ -736,6 +761,7 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    return cuda_launch_clusters(is_exact(rows) ? k->exact_decode : k->decode, grid, p.cluster, THREADS,
-                                decode_shared(rows->head_dim, n_rows, p.cluster), stream, true, p);
+    return cuda_launch_clusters(is_exact(rows) ? k->exact_decode : k->decode, grid, 1 << p.cluster_shift,
+                                THREADS, decode_shared(rows->head_dim, n_rows, 1 << p.cluster_shift), stream,
+                                true, p);
 }

@@ -336,16 +336,21 @@ __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Stores to what is address `at` in the shared memory of the block of this rank, and counts the eight bytes
-// at its barrier of that address, both later. The block must have begun, and must not end before.
-__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v, uint32_t barrier) {
-    asm volatile("{\n.reg .b32 there, counts;\n"
-                 "mapa.shared::cluster.u32 there, %0, %2;\n"
-                 "mapa.shared::cluster.u32 counts, %1, %2;\n"
-                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, "
-                 "[counts];\n}" ::"r"(at),
-                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y)
-                 : "memory");
+// What address `at` is in the shared memory of the block of this rank; offsets from it are as from `at`.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t at, int rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+
+// Stores there and counts the eight bytes at a barrier of the same block, both later. The block must have
+// begun, and must not end before.
+__device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+            there),
+        "f"(v.x), "f"(v.y), "r"(barrier)
+        : "memory");
 }
 
 // What blocks hand to each other goes through L2: another SM's L1 does not hear of it.

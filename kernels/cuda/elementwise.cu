@@ -283,10 +283,10 @@ cudaError_t cuda_norm_add(const norm_args *norm, const float *product, int n_row
 
 static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t *q) {
     const int row = blockIdx.x, kv_head = blockIdx.y;
-    const int n_queries = p.rows.n_heads / p.rows.n_kv_heads;
+    const int n_queries = p.n_queries;
     dependents_launch();
     const int position = p.rows.positions[row];
-    lane_rotation rotation;
+    lane_rotation<MAX_PAIRS> rotation;
     rotation.turn(p.inv_freq, p.rows.head_dim, position);
     dependency_wait();
     if (position < 0) return;
@@ -295,7 +295,7 @@ static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t 
     const int32_t block = r.tables[(int64_t)r.sequences[row] * r.max_blocks + position / r.block_tokens];
     uint16_t *keys = r.cache + block * r.block_stride + (int64_t)kv_head * 2 * head_dim * r.tile_tokens;
     for (int head = threadIdx.x / WARP; head < n_queries + 2; head += blockDim.x / WARP) {
-        lane_pairs pairs;
+        lane_pairs<MAX_PAIRS> pairs;
         pairs.load(head_of_row(p, row, kv_head, head), head_dim);
         if (head < n_queries)
             rotate_query(p, rotation, pairs,

@@ -430,8 +430,8 @@ static __global__ void cluster_kernel(float *out, int size, bool wait) {
     dependency_wait();
     if (wait) cluster_wait();
     if (thread < size)
-        store_cluster(shared_address(got + rank), thread, make_float2((float)rank, (float)blockIdx.x),
-                      barrier);
+        store_cluster(cluster_address(shared_address(got + rank), thread),
+                      make_float2((float)rank, (float)blockIdx.x), cluster_address(barrier, thread));
     barrier_wait(barrier, 0);
     float sum = 0.0f;
     for (int i = 0; i < size; i++) sum += got[i].x * 100.0f + got[i].y;

@@ -355,8 +355,13 @@ __device__ __forceinline__ void cluster_wait() {
     simt::cluster_wait();
 }
 
-__device__ __forceinline__ void store_cluster(uint32_t at, int rank, float2 v, uint32_t barrier) {
-    simt::cluster_store(at, rank, &v, sizeof v, barrier);
+__device__ __forceinline__ uint32_t cluster_address(uint32_t at, int rank) {
+    return at | (uint32_t)rank << 24;
+}
+
+__device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t barrier) {
+    if (there >> 24 != barrier >> 24) simt::stop("store_cluster: the barrier is in another block");
+    simt::cluster_store(there & 0xffffff, (int)(there >> 24), &v, sizeof v, barrier & 0xffffff);
 }
 
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
