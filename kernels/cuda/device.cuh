@@ -353,12 +353,36 @@ __device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t
         : "memory");
 }
 
-// What blocks hand to each other goes through L2: another SM's L1 does not hear of it.
+// What blocks hand to each other goes through L2: another SM's L1 does not hear of it. A place is empty, all
+// ones, until something is there: a NaN that no instruction makes.
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
-    return __ldcg(p);
+    float4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
 }
-__device__ __forceinline__ void store_partial(float4 *p, float4 v) {
-    __stcg(p, v);
+
+__device__ __forceinline__ void leave_partial(float4 *p, float4 v) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y),
+                 "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+__device__ __forceinline__ bool is_empty(float4 v) {
+    const uint32_t empty = ~0u;
+    return __float_as_uint(v.x) == empty || __float_as_uint(v.y) == empty || __float_as_uint(v.z) == empty ||
+           __float_as_uint(v.w) == empty;
+}
+
+// v: what was loaded from there. Waits until that is something, and empties the place; gives up like
+// barrier_wait, after about a second.
+__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+    for (int tries = 0; is_empty(v); v = load_partial(p))
+        if (++tries > (1 << 21)) give_up();
+    const float empty = __uint_as_float(~0u);
+    leave_partial(p, make_float4(empty, empty, empty, empty));
 }
 
 // p[0..3] += v, each a rounded sum, without waiting for the old values. p: 16-byte aligned.
@@ -366,27 +390,6 @@ __device__ __forceinline__ void add_global4(float *p, float4 v) {
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y),
                  "f"(v.z), "f"(v.w)
                  : "memory");
-}
-
-// What the counter was, plus one; ordered with everything before and after.
-__device__ __forceinline__ uint32_t counter_next(uint32_t *counter) {
-    uint32_t before;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-    return before + 1;
-}
-
-// Everything that the threads of this block stored before they met is seen by whoever sees the flag.
-__device__ __forceinline__ void flag_set(uint32_t *flag) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(1) : "memory");
-}
-
-// Waits for the flag; gives up like barrier_wait, after about a second.
-__device__ __forceinline__ void flag_wait(const uint32_t *flag) {
-    uint32_t v = 0;
-    for (int tries = 0; v == 0;) {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
-        if (++tries > (1 << 21)) give_up();
-    }
 }
 
 #endif

@@ -84,21 +84,20 @@ size_t lut_order_bytes(int64_t n_tokens, int64_t n_cols) {
     return (size_t)round_up(n_tokens, WIDE_MAX_TOKENS) * (size_t)n_cols * sizeof(bf16);
 }
 
-// The workspace of lut_wide: flags, partial sums of two tiles for each block, arranged activations. With
+// The workspace of lut_wide: partial sums of two tiles for each block, arranged activations. With
 // fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
 // tokens at K = 14336.
-enum { FLAGS_BYTES = 16 * 1024, ARRANGED_BYTES = 32 << 20 };
+enum { ARRANGED_BYTES = 32 << 20 };
 
 static size_t partials_bytes(const lut_device *device) {
     return (size_t)device->n_sms * 2 * WIDE_ROWS * WIDE_MAX_TOKENS * sizeof(float);
 }
 
 static int open_workspace(lut_device *device, flute_error *err) {
-    assert((device->n_sms * 2 + 1) * sizeof(uint32_t) <= FLAGS_BYTES);
-    const size_t size = FLAGS_BYTES + partials_bytes(device) + ARRANGED_BYTES;
+    const size_t size = partials_bytes(device) + ARRANGED_BYTES;
     const int code = cuda_allocate(&device->workspace, size, "the workspace of the LUT-GEMM", err);
     if (code) return code;
-    cudaError_t cuda = cudaMemset(device->workspace, 0, FLAGS_BYTES);
+    cudaError_t cuda = cudaMemset(device->workspace, 0xff, partials_bytes(device)); // empty
     if (cuda == cudaSuccess) cuda = cudaDeviceSynchronize(); // before any stream of the caller's
     return cuda == cudaSuccess ? FLUTE_OK : cuda_fail(err, cuda, "the workspace of the LUT-GEMM");
 }
@@ -302,8 +301,7 @@ static int plan_wide(const lut_device *device, const weight *w, int tile_tokens,
     }
     p->waves = (int)(tiles % n_ctas ? (tiles > n_ctas ? tiles / n_ctas - 1 : 0) : tiles / n_ctas);
     p->rest_tiles = (int)(tiles - p->waves * n_ctas);
-    p->flags = (uint32_t *)device->workspace;
-    p->partials = (float4 *)((uint8_t *)device->workspace + FLAGS_BYTES);
+    p->partials = (float4 *)device->workspace;
     divide_shared(p, WIDE_SUMS_BYTES, stage.bytes, 1024, SM_SHARED);
     assert(p->stages >= 2);
     return (int)n_ctas;

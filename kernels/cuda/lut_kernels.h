@@ -28,11 +28,10 @@ struct lut_params {
     // token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
     // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
-    // whose stages blocks share evenly; where blocks leave partial sums and tell each other so
+    // whose stages blocks share evenly; where blocks leave partial sums
     int token_tiles, waves, rest_tiles, tile_stages;
     int y_aligned; // rows of y can be stored four at a time
     float4 *partials;
-    uint32_t *flags;
     lut_order y_order;
     lut_norm norm; // lut_gemv
     lut_next next;

@@ -16,9 +16,10 @@
 // bf16 once, as a dense bf16 model's weights are.
 //
 // A tile shared by several blocks. Whoever goes on to another tile leaves all its sums in global memory; the
-// others divide the tokens among themselves, leave what is not theirs, wait for each other and add to their
-// own sums those of the others, in the order of the blocks. Nobody waits before its last tile, and all blocks
-// of a grid are resident.
+// others divide the tokens among themselves, leave what is not theirs, and add to their own sums those of the
+// others, in the order of the blocks, as they arrive: a place is empty until its sums are there, and whoever
+// takes them leaves it empty for the next kernel. Nobody waits before its last tile, and all blocks of a grid
+// are resident.
 //
 // Roofline on an H200, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
 //
@@ -313,31 +314,29 @@ __device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share
 #pragma unroll
     for (int i = 0; i < N / 4; i++)
         if (i < share.first || i >= share.last)
-            store_partial(to + i * WIDE_CONSUMERS,
+            leave_partial(to + i * WIDE_CONSUMERS,
                           make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-    barrier_sync(1, WIDE_CONSUMERS);
-    if (threadIdx.x == 0) flag_set(p.flags + blockIdx.x * 2 + share.stays);
 }
 
-// Adds what the other blocks left of the tokens that are this block's to store.
+// Adds what the other blocks leave of the tokens that are this block's to store. Nobody else takes it.
 template <int N>
 __device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
     enum { AHEAD = N / 4 < 4 ? N / 4 : 4 }; // loads in flight
     const int me = blockIdx.x - share.first_cta;
-    for (int i = threadIdx.x; i < share.n_ctas; i += WIDE_CONSUMERS)
-        if (i != me) flag_wait(p.flags + (share.first_cta + i) * 2 + (i < share.n_stay));
-    barrier_sync(1, WIDE_CONSUMERS);
     for (int i = 0; i < share.n_ctas; i++) {
         if (i == me) continue;
-        const float4 *from = wide_partials<2 * N>(p, share.first_cta + i, i < share.n_stay);
+        float4 *from = wide_partials<2 * N>(p, share.first_cta + i, i < share.n_stay);
 #pragma unroll
         for (int j = 0; j < N / 4; j += AHEAD) {
-            if (j + AHEAD <= share.first || j >= share.last) continue;
-            float4 v[AHEAD];
+            float4 v[AHEAD] = {};
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++) v[k] = load_partial(from + (j + k) * WIDE_CONSUMERS);
+            for (int k = 0; k < AHEAD; k++)
+                if (j + k >= share.first && j + k < share.last)
+                    v[k] = load_partial(from + (j + k) * WIDE_CONSUMERS);
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
+                if (j + k < share.first || j + k >= share.last) continue;
+                take_partial(from + (j + k) * WIDE_CONSUMERS, v[k]);
                 float *to = sums + (j + k) * 4;
                 to[0] += v[k].x, to[1] += v[k].y, to[2] += v[k].z, to[3] += v[k].w;
             }
@@ -363,16 +362,6 @@ __device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, i
         store_quarter(p, panel, token + i * 8 + g, t, eight + g * WIDE_PITCH);
         __syncwarp();
     }
-}
-
-// The last block to come here clears the flags for the next kernel.
-__device__ __forceinline__ void wide_clear_flags(const lut_params &p) {
-    if (threadIdx.x >= WARP) return;
-    uint32_t *const counter = p.flags + gridDim.x * 2;
-    uint32_t count = 0;
-    if (threadIdx.x == 0) count = counter_next(counter);
-    if (__shfl_sync(~0u, count, 0) < gridDim.x) return;
-    for (uint32_t i = threadIdx.x; i <= gridDim.x * 2; i += WARP) p.flags[i] = 0;
 }
 
 template <int BITS, int GROUP, int TOKENS>
@@ -430,7 +419,6 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         }
         wide_store(p, smem, panel, token, first, last, total);
     }
-    if (p.rest_tiles > 0) wide_clear_flags(p);
 }
 
 template <int BITS, int GROUP, int TOKENS>

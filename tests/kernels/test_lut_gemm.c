@@ -107,7 +107,7 @@ static void test_division(void **state) {
         product p = product_new(c[1], c[2], c[3], c[4]);
         const size_t size = (size_t)(c[1] * c[4]) * sizeof *p.y;
         float *before = malloc(size);
-        for (unsigned seed = 1; seed <= 2; seed++) { // the second time flags must be as they were
+        for (unsigned seed = 1; seed <= 2; seed++) { // the second time places must be empty again
             simt_set_seed(seed);
             assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, &err), FLUTE_OK);
             product_check(&p);

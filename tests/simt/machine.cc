@@ -303,7 +303,7 @@ void prepare_block() {
     for (int i = 0; i < m->n_warps; i++) {
         warp &w = m->warps[i];
         const int lanes = m->n_threads - i * LANES;
-        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_dependency = w.at_flag = 0;
+        w.turn = 0, w.meeting = nullptr, w.met = w.at_mbarrier = w.at_dependency = w.at_others = 0;
         w.all = w.live = w.ready = lanes < LANES ? (1u << lanes) - 1 : ~0u;
     }
     // Any order is right for a kernel that is; each block gets another one.
@@ -334,10 +334,10 @@ void run_ready() {
     }
 }
 
-// Whether another block may wake this one: by a flag, or, of its cluster, by what it stores.
+// Whether another block may wake this one: by a word, or, of its cluster, by what it stores.
 bool waits_for_others() {
     for (int i = 0; i < m->n_warps; i++)
-        if (m->warps[i].at_flag || (m->what->cluster > 1 && m->warps[i].at_mbarrier)) return true;
+        if (m->warps[i].at_others || (m->what->cluster > 1 && m->warps[i].at_mbarrier)) return true;
     return false;
 }
 
@@ -345,7 +345,7 @@ bool waits_for_others() {
 void look_again() {
     for (int i = 0; i < m->n_warps; i++) {
         warp &w = m->warps[i];
-        w.ready |= w.at_flag, w.at_flag = 0;
+        w.ready |= w.at_others, w.at_others = 0;
         for (uint32_t left = w.at_mbarrier; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
             const thread &t = m->threads[i * LANES + lane];
@@ -466,7 +466,7 @@ void finish_parked_blocks() {
     while (!parked.empty()) {
         woken = false;
         try_parked_blocks();
-        if (!woken) stop("deadlock: %zu blocks wait for flags or neighbours that never come", parked.size());
+        if (!woken) stop("deadlock: %zu blocks wait for others that never come", parked.size());
     }
 }
 
@@ -672,15 +672,15 @@ void mbarrier_wait(uint32_t at, uint32_t parity) {
     while (!mbarrier_done(at, parity)) {}
 }
 
-void flag_wait(const uint32_t *flag) {
-    while (!*flag) {
-        this_warp->at_flag |= 1u << this_lane;
-        suspend("waits for a flag of another block");
+void word_wait(const uint32_t *word, uint32_t empty) {
+    while (*word == empty) {
+        this_warp->at_others |= 1u << this_lane;
+        suspend("waits for a word of another block");
     }
     woken = true;
 }
 
-// Clusters. A block that waits for its neighbours makes way like one that waits for a flag.
+// Clusters. A block that waits for its neighbours makes way like one that waits for a word.
 
 void cluster_arrive() {
     cluster &c = this_cluster();
@@ -691,7 +691,7 @@ void cluster_arrive() {
 
 void cluster_wait() {
     while (this_cluster().phase == this_thread().cluster_phase) {
-        this_warp->at_flag |= 1u << this_lane;
+        this_warp->at_others |= 1u << this_lane;
         suspend("waits for its cluster");
     }
     woken = true;

@@ -1,7 +1,7 @@
 // The emulator's core, as its CUDA headers use it: blocks of threads whose threads are fibers of one OS
 // thread.
 //
-// A grid's blocks run one after another; one that waits for a flag of another makes way. Inside of a block a
+// A grid's blocks run one after another; one that waits for another makes way. Inside of a block a
 // fiber runs until it has to wait (for its warp, a barrier, a copy) and the next one that is ready goes on;
 // the order of warps and lanes is drawn for each block, so that a missing barrier shows. When nobody can go
 // on, one asynchronous copy lands; when there is none, the emulator says who waits for what, and aborts.
@@ -49,7 +49,7 @@ struct warp {
     alignas(16) uint8_t slots[2][LANES * MAX_SLOT];
     int turn;            // slots of the next meeting
     const char *meeting; // what the lanes that have arrived are at
-    uint32_t all, live, ready, met, at_mbarrier, at_dependency, at_flag; // lanes
+    uint32_t all, live, ready, met, at_mbarrier, at_dependency, at_others; // lanes
 };
 
 extern warp *this_warp;
@@ -85,8 +85,8 @@ void mbarrier_arrive(uint32_t at, uint32_t bytes_expected);
 bool mbarrier_done(uint32_t at, uint32_t parity); // otherwise other threads run first
 void mbarrier_wait(uint32_t at, uint32_t parity);
 
-// Waits for a word of global memory that another block sets.
-void flag_wait(const uint32_t *flag);
+// Waits while a word of global memory, which another block changes, is `empty`.
+void word_wait(const uint32_t *word, uint32_t empty);
 
 // The barrier of a cluster: a thread arrives, and waits for all others that have not returned. A store to the
 // shared memory of the block of this rank, which has begun and not ended, and that completes bytes of an

@@ -167,22 +167,26 @@ static void run_wrong_wgmma(int wrong) {
               &v);
 }
 
-// Every block waits for the one behind it, the last for nobody; silent: nobody sets a flag.
-static __global__ void flags_kernel(uint32_t *flags, bool silent) {
-    if (blockIdx.x + 1 < gridDim.x) flag_wait(flags + blockIdx.x + 1);
-    __syncthreads();
-    if (threadIdx.x == 0 && !silent) flag_set(flags + blockIdx.x);
+// Every block takes what the one behind it has left, the last one nothing, adds one and leaves that; silent:
+// nobody leaves anything.
+static __global__ void partials_kernel(float4 *partials, bool silent) {
+    float4 v = make_float4(0, 0, 0, 0), *const mine = partials + blockIdx.x * 64 + threadIdx.x;
+    if (blockIdx.x + 1 < gridDim.x) v = load_partial(mine + 64), take_partial(mine + 64, v);
+    if (!silent) leave_partial(mine, make_float4(v.x + 1, v.y + 1, v.z + 1, v.w + 1));
 }
 
-static void run_flags(int n_blocks, bool silent) {
+static void run_partials(int n_blocks, bool silent) {
     simt_set_sms(4);
-    device_array<uint32_t> flags(std::vector<uint32_t>((size_t)n_blocks, 0u));
-    assert_int_equal(launch(flags_kernel, n_blocks, 64, 0, flags.data, silent), cudaSuccess);
-    for (uint32_t flag : flags.read()) assert_int_equal(flag, 1);
+    std::vector<uint32_t> empty((size_t)n_blocks * 256, ~0u);
+    device_array<uint32_t> partials(empty);
+    assert_int_equal(launch(partials_kernel, n_blocks, 64, 0, (float4 *)partials.data, silent), cudaSuccess);
+    const std::vector<uint32_t> v = partials.read();
+    for (int i = 0; i < n_blocks * 256; i++)
+        assert_int_equal(v[(size_t)i], i < 256 ? __float_as_uint((float)n_blocks) : ~0u);
 }
 
 static void test_blocks_that_wait(void **) {
-    run_flags(4, false);
+    run_partials(4, false);
 }
 
 static __global__ void matrices_kernel(uint32_t *out) {
@@ -653,8 +657,8 @@ static const struct {
      [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
     {"wgmma: B changed while it was being read", [] { run_wrong_wgmma(1); }},
     {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
-    {"blocks wait for flags or neighbours that never come", [] { run_flags(4, true); }},
-    {"more blocks than the", [] { run_flags(9, true); }},
+    {"blocks wait for others that never come", [] { run_partials(4, true); }},
+    {"more blocks than the", [] { run_partials(9, true); }},
     {"of the cluster has not begun, or has ended", run_unready_cluster},
     {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},

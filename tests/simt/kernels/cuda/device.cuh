@@ -368,25 +368,26 @@ __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return *p;
 }
 
-__device__ __forceinline__ void store_partial(float4 *p, float4 v) {
+__device__ __forceinline__ void leave_partial(float4 *p, float4 v) {
     *p = v;
+}
+
+__device__ __forceinline__ bool is_empty(float4 v) {
+    const uint32_t empty = ~0u;
+    return __float_as_uint(v.x) == empty || __float_as_uint(v.y) == empty || __float_as_uint(v.z) == empty ||
+           __float_as_uint(v.w) == empty;
+}
+
+__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+    const uint32_t *words = (const uint32_t *)p;
+    for (int i = 0; i < 4; i++) simt::word_wait(words + i, ~0u);
+    const float empty = __uint_as_float(~0u);
+    v = *p, *p = make_float4(empty, empty, empty, empty);
 }
 
 __device__ __forceinline__ void add_global4(float *p, float4 v) {
     if ((uintptr_t)p % 16) simt::stop("add_global4 to %p: not aligned to 16", (void *)p);
     p[0] += v.x, p[1] += v.y, p[2] += v.z, p[3] += v.w;
-}
-
-__device__ __forceinline__ uint32_t counter_next(uint32_t *counter) {
-    return ++*counter;
-}
-
-__device__ __forceinline__ void flag_set(uint32_t *flag) {
-    *flag = 1;
-}
-
-__device__ __forceinline__ void flag_wait(const uint32_t *flag) {
-    simt::flag_wait(flag);
 }
 
 #endif
