@@ -72,12 +72,18 @@ typedef enum flute_kernels {
     FLUTE_KERNELS_REF,  // the scalar float reference: slow, for comparison
 } flute_kernels;
 
+// How ranks communicate. FLUTE_COMM_AUTO is NCCL among GPUs, and among CPUs MPI where that started them, or
+// shared memory. GPUs may use the latter two as well, through the host: slow, but several ranks can share a
+// GPU.
+typedef enum flute_comm { FLUTE_COMM_AUTO, FLUTE_COMM_LOCAL, FLUTE_COMM_MPI, FLUTE_COMM_NCCL } flute_comm;
+
 typedef struct flute_model_options {
     flute_device device;
     flute_kernels kernels;
     int n_threads;      // CPU threads of each rank, at most 1024; 0: all that the process may use
     bool no_verify;     // skip the checksums of the file's contents
     flute_ranks *ranks; // NULL: this process alone
+    flute_comm comm;    // of rank 0 counts
     bool scatter;       // only rank 0 has the file: it sends the others their parts
 } flute_model_options;
 

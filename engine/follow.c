@@ -38,6 +38,7 @@ static int open_model(follower *f, followed *m, flute_error *err) {
                                          .kernels = (flute_kernels)message->kernels,
                                          .n_threads = message->n_threads,
                                          .ranks = f->ranks,
+                                         .comm = (flute_comm)message->comm,
                                          .scatter = message->scatter};
     int code = model_create(&m->model, message->path, &options, err);
     if (message->scatter && !m->model) return code; // and what follows cannot be read: see follow_open
@@ -107,9 +108,8 @@ static int follow_join(follower *f, followed *m, flute_error *err) {
         return fail(err, FLUTE_EUNSUPPORTED, "rank 0 communicates by %s, this rank by %s; build all alike",
                     m->message.comm_kind, kind->name);
     int code = m->message.scatter ? receive_part(model, f->ranks, err) : FLUTE_OK;
-    if (!code) code = kind->join(&model->comm, &m->message.ticket, model->shard.rank, model->shard.size, err);
+    if (!code) code = model_join(model, kind, &m->message.ticket, err);
     if (code) return code;
-    ranks_watch_comm(f->ranks, model->comm);
     result.code = model_place(model, &result);
     return ranks_reply(f->ranks, &result, NULL, 0, err);
 }

@@ -87,8 +87,7 @@ static int join(flute_model *model, const comm_kind *kind, const open_message *m
     int code = ranks_tell(ranks, RANKS_JOIN, model->lead.model, NULL, 0, err);
     for (int rank = 1; rank < ranks_size(ranks) && message->scatter && !code; rank++)
         code = send_part(model, rank, err);
-    if (!code) code = kind->join(&model->comm, &message->ticket, 0, ranks_size(ranks), err);
-    if (!code) ranks_watch_comm(ranks, model->comm);
+    if (!code) code = model_join(model, kind, &message->ticket, err);
     return ranks_failure(ranks, code, err);
 }
 
@@ -100,6 +99,7 @@ int lead_open(flute_model *model, const flute_model_options *options, flute_erro
     open_message message = {.device = (int32_t)options->device,
                             .kernels = (int32_t)options->kernels,
                             .n_threads = options->n_threads,
+                            .comm = (int32_t)options->comm,
                             .verify = !options->no_verify && !options->scatter,
                             .scatter = options->scatter,
                             .identity = flt_identity(file),

@@ -316,12 +316,17 @@ void flute_ranks_free(flute_ranks *ranks) {
 
 // ---- Communication
 
-const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_error *err) {
-    if (ranks->mpi && comm_kind_mpi()) return comm_kind_mpi();
-    if (ranks->self.local_size == ranks->size) return &comm_kind_local;
-    fail(err, FLUTE_EUNSUPPORTED,
-         "%d CPU ranks on several hosts: start them with mpirun, with a flute that was built with MPI",
-         ranks->size);
+const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_comm wanted, flute_error *err) {
+    if (wanted != FLUTE_COMM_LOCAL && ranks->mpi && comm_kind_mpi()) return comm_kind_mpi();
+    if (wanted != FLUTE_COMM_MPI && ranks->self.local_size == ranks->size) return &comm_kind_local;
+    if (wanted == FLUTE_COMM_LOCAL)
+        fail(err, FLUTE_EUNSUPPORTED, "%d ranks on several hosts share no memory: leave --comm local out",
+             ranks->size);
+    else
+        fail(err, FLUTE_EUNSUPPORTED,
+             "%d ranks on several hosts, or by --comm mpi: start them with mpirun, with a flute that was "
+             "built with MPI",
+             ranks->size);
     return NULL;
 }
 

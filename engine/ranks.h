@@ -42,8 +42,8 @@ int ranks_local_size(const flute_ranks *ranks);                  // 1 for NULL
 const rank_link *ranks_peer(const flute_ranks *ranks, int rank); // at rank 0: any; elsewhere 0 or oneself
 int ranks_new_model(flute_ranks *ranks);                         // a number for a model
 
-// The kind of communication for host memory.
-const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_error *err);
+// The kind of communication for host memory: the one that is wanted, or what suits. NULL: it cannot be had.
+const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_comm wanted, flute_error *err);
 // Between these two a comm is watched, and aborted when a rank fails.
 void ranks_watch_comm(flute_ranks *ranks, comm *c);
 void ranks_forget_comm(flute_ranks *ranks, comm *c);

@@ -441,7 +441,8 @@ static int run_step(backend_state *state, flute_error *err) {
         cudaMemcpyAsync(state->inputs, state->host, state->input_bytes, cudaMemcpyHostToDevice, stream);
     if (cuda != cudaSuccess) return cuda_fail(err, cuda, "the inputs of a step");
     cudaGraphExec_t exec = NULL;
-    int code = state->shape.n_runs ? cuda_queue_step(state, err) : find_graph(state, &exec, err);
+    const bool capturable = state->shape.n_runs == 0 && (!state->ranks || state->ranks->queued);
+    int code = capturable ? find_graph(state, &exec, err) : cuda_queue_step(state, err);
     if (!code && exec) cuda = cudaGraphLaunch(exec, stream);
     const size_t n = (size_t)state->n_logits;
     if (!code && cuda == cudaSuccess && sampled)
