@@ -7,6 +7,7 @@
 
 #include "engine/base/fail.h"
 #include "engine/model.h"
+#include "engine/scatter.h"
 
 static bool alone(const lead *l) {
     return !l || !l->ranks;
@@ -59,35 +60,11 @@ static int verify_together(const flute_model *model, bool verify, flute_error *e
     return code;
 }
 
-// Sends a rank the bytes of its part of every tensor, in the order of tensors.
-static int send_part(const flute_model *model, int rank, flute_error *err) {
-    const arch *a = &model->file.arch;
-    const int size = ranks_size(model->lead.ranks);
-    shard part;
-    shard_init(&part, a, model->file.tensors, rank, size);
-    for (int i = 0; i < arch_n_tensors(a); i++) {
-        const weight *whole = &model->file.tensors[i];
-        weight own;
-        layout_span spans[2];
-        if (!whole->data) continue;
-        const int n_spans = shard_weight(&part, a, i, whole, &own, spans);
-        for (int s = 0; s < n_spans; s++) {
-            const uint8_t *at = (const uint8_t *)whole->data + spans[s].offset;
-            for (int64_t piece = 0; piece < spans[s].n; piece++, at += spans[s].stride) {
-                int code = ranks_send(model->lead.ranks, rank, at, spans[s].bytes, err);
-                if (code) return code;
-            }
-        }
-    }
-    return FLUTE_OK;
-}
-
 static int join(flute_model *model, const comm_kind *kind, const open_message *message, flute_error *err) {
     flute_ranks *ranks = model->lead.ranks;
     int code = ranks_tell(ranks, RANKS_JOIN, model->lead.model, NULL, 0, err);
-    for (int rank = 1; rank < ranks_size(ranks) && message->scatter && !code; rank++)
-        code = send_part(model, rank, err);
     if (!code) code = model_join(model, kind, &message->ticket, err);
+    if (!code && message->scatter) code = scatter_weights(model, err);
     return ranks_failure(ranks, code, err);
 }
 

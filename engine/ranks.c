@@ -335,10 +335,6 @@ static int lost(flute_ranks *ranks, int rank, flute_error *err) {
     return ranks_failure(ranks, FLUTE_EDEVICE, err);
 }
 
-int ranks_send(flute_ranks *ranks, int rank, const void *data, size_t size, flute_error *err) {
-    return socket_send(ranks->links[rank].command, data, size) ? lost(ranks, rank, err) : FLUTE_OK;
-}
-
 int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks_part *parts, int n_parts,
                flute_error *err) {
     ranks_header header = {.command = (uint32_t)command, .model = model};
@@ -363,7 +359,7 @@ int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks
         at += parts[i].size;
     }
     for (int rank = 1; rank < ranks->size && !code; rank++)
-        code = ranks_send(ranks, rank, ranks->outbox, size, err);
+        if (socket_send(ranks->links[rank].command, ranks->outbox, size)) code = lost(ranks, rank, err);
     pthread_mutex_unlock(&ranks->telling);
     return code;
 }

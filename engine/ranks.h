@@ -14,7 +14,7 @@
 
 typedef enum ranks_command {
     RANKS_OPEN = 1,   // open_message, the path; with scatter the file's header. Reply: digests
-    RANKS_JOIN,       // with scatter the rank's part of the weights. Reply
+    RANKS_JOIN,       // nothing; with scatter the weights follow by the comm. Reply
     RANKS_CLOSE,      // nothing
     RANKS_GROW,       // the cache: number of blocks, then blocks to keep. Reply
     RANKS_COPY_BLOCK, // from, to
@@ -51,10 +51,9 @@ void ranks_forget_comm(flute_ranks *ranks, comm *c);
 // Fails with what made the ranks fail, if they have; else with code.
 int ranks_failure(flute_ranks *ranks, int code, flute_error *err);
 
-// Rank 0: a command to all others; raw bytes to one of them.
+// Rank 0: a command to all others.
 int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks_part *parts, int n_parts,
                flute_error *err);
-int ranks_send(flute_ranks *ranks, int rank, const void *data, size_t size, flute_error *err);
 // Rank 0: waits for the replies of all others. The first failure is the result, with the rank's name. What
 // comes with a reply goes to place(user, rank, size), which returns room for size bytes or NULL.
 typedef void *ranks_place(void *user, int rank, size_t size);
