@@ -117,9 +117,11 @@ FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 // rank.
 FLUTE_API int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds,
                                              flute_error *err);
-// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. 0
-// where they are queued on a GPU.
+// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. On a
+// GPU only those of steps count that ran while flute_model_time_collectives was on: between two events around
+// each collective, which cost a step some microseconds each.
 FLUTE_API double flute_model_collective_seconds(const flute_model *model);
+FLUTE_API void flute_model_time_collectives(flute_model *model, bool on);
 
 // ---- Text and tokens
 

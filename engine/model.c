@@ -397,3 +397,9 @@ int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *sec
 double flute_model_collective_seconds(const flute_model *model) {
     return model->comm ? model->comm->seconds : 0;
 }
+
+void flute_model_time_collectives(flute_model *model, bool on) {
+    pthread_mutex_lock(&model->lock);
+    if (model->comm) model->comm->timed = on;
+    pthread_mutex_unlock(&model->lock);
+}

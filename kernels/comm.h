@@ -47,7 +47,8 @@ struct comm {
     int rank, size;
     bool queued;    // collectives return at once, and can be captured into a graph
     char name[48];  // for people: "NCCL 2.28.3", "shared memory"
-    double seconds; // spent in sums and gathers of host memory so far; others take their users' time
+    bool timed;     // the owner wants to know how long collectives of a device take, which costs time itself
+    double seconds; // spent in sums and gathers so far, waiting included; of a device only in those timed
 };
 
 // A way to communicate. The first rank makes a ticket and hands it to the others by other means

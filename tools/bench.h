@@ -67,7 +67,7 @@ typedef struct bench_decode_record {
     int context, batch;
     double tokens, bytes, flops, intensity; // tokens per second, of all sequences together
     bench_percentiles step;
-    double collectives; // share of the time that rank 0 spent in collectives; 0 on a GPU and without ranks
+    double collectives; // share of the time that rank 0 spends in collectives; 0 for a single rank
 } bench_decode_record;
 
 typedef struct bench_latency_record {
@@ -92,7 +92,7 @@ typedef struct bench_kernel_record {
 typedef struct bench_report {
     const char *command; // "kernels", …
     char date[32];       // "2026-11-25 02:22 UTC"
-    char device[160];
+    char device[256];
     double read_bandwidth;  // bytes per second
     flute_model_info model; // name NULL: none, as for kernels; strings are the model's own
     int n_prefill, n_decode, n_latency, n_sums, n_kernels;

@@ -60,7 +60,13 @@ static const char usage[] =
     "  kernels:  n k type group m us bytes_per_second bandwidth_share gflops intensity speedup_over_bf16\n"
     "Bytes are those that cannot be avoided (decode: every weight once a step, the cache of every "
     "sequence);\n"
-    "intensity is operations per such byte.\n";
+    "intensity is operations per such byte. collectives_share (in the table: % sums) is the share of a "
+    "step's "
+    "time\n"
+    "that rank 0 spends in collectives, waiting for others included, measured in steps of their own; on a "
+    "GPU "
+    "between\n"
+    "two events around each, which make these steps some microseconds slower for each.\n";
 
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;

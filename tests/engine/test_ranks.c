@@ -108,6 +108,17 @@ static transcript listen(flute_model *model, const int32_t *ids) {
     return t;
 }
 
+// One all-reduce of few and of many bytes: what flute-bench sums measures.
+static void measure_sums(flute_model *model, bool alone) {
+    static const size_t sizes[] = {4, 1 << 20};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        double seconds = -1;
+        flute_error err;
+        check(flute_model_measure_all_reduce(model, sizes[i], &seconds, &err), &err);
+        if (alone ? seconds != 0 : !(seconds > 0)) die("a sum of %g s", seconds);
+    }
+}
+
 static flute_device device = FLUTE_DEVICE_CPU;
 static flute_comm communication = FLUTE_COMM_AUTO;
 
@@ -125,7 +136,13 @@ static transcript transcript_of(const char *path, flute_kernels kernels, flute_r
     flute_model_info info;
     flute_model_get_info(model, &info);
     if (ranks && !scatter) printf("# %s\n", info.device);
+    measure_sums(model, !ranks);
+    flute_model_time_collectives(model, scatter); // which must not matter
+    const double before = flute_model_collective_seconds(model);
     transcript t = listen(model, ids);
+    const bool timed = flute_model_collective_seconds(model) > before;
+    if (timed != (ranks && (scatter || device == FLUTE_DEVICE_CPU)))
+        die("collectives were %stimed", timed ? "" : "not ");
     flute_model_free(model);
     return t;
 }
