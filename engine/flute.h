@@ -105,6 +105,7 @@ typedef struct flute_model_info {
     uint64_t decode_bytes;   // bytes of weights read for one decoded token (all but the embedding rows)
     uint64_t kv_token_bytes; // bytes of KV cache of one token, of all ranks
     bool has_tokenizer;
+    int n_ranks; // 1 for a process alone
 } flute_model_info;
 
 FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *info);

@@ -292,6 +292,7 @@ static void describe(flute_model *model) {
         .max_context = a->max_context,
         .kv_token_bytes = ops->kv_bytes(model->be, &dims, 1),
         .has_tokenizer = model->tok != NULL,
+        .n_ranks = ranks_size(model->ranks),
     };
     for (int i = 0; i < model->n_tensors; i++) {
         const weight *w = &model->file.tensors[i];
