@@ -111,7 +111,7 @@ typedef struct flute_model_info {
 FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *info);
 
 // Read bandwidth of the device's memory in bytes per second, measured now on a buffer of its own (about 0.2
-// s), times the number of ranks where each has a GPU: the yardstick of every speed that the tools print.
+// s), times the number of GPUs that the ranks have: the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 
 // Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single

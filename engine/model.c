@@ -375,8 +375,11 @@ void flute_model_get_info(const flute_model *model, flute_model_info *info) {
 
 double flute_model_measure_bandwidth(flute_model *model) {
     pthread_mutex_lock(&model->lock);
+    const int local = ranks_local_size(model->ranks);
+    const int n_devices = model->device->count ? model->device->count() : 1;
     double bandwidth = model->be->ops->read_bandwidth(model->be);
-    if (model->comm && model->device->own_memory) bandwidth *= model->comm->size;
+    if (model->comm && model->device->own_memory) // of all GPUs, some of which may be shared
+        bandwidth *= model->comm->size * (n_devices < local ? (double)n_devices / local : 1);
     pthread_mutex_unlock(&model->lock);
     return bandwidth;
 }
