@@ -114,8 +114,8 @@ FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *
 // s), times the number of GPUs that the ranks have: the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 
-// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single
-// rank.
+// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; with NCCL one
+// of many in a graph, as in decoding. 0 for a single rank.
 FLUTE_API int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds,
                                              flute_error *err);
 // Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. On a

@@ -29,6 +29,9 @@ typedef struct comm_ops {
     int (*all_gather)(comm *c, const void *own, void *all, size_t bytes, void *stream, flute_error *err);
     // data: (bytes) of host memory becomes what it is on rank root. Has ended when it returns.
     int (*broadcast)(comm *c, void *data, size_t bytes, int root, flute_error *err);
+    // Seconds of one all-reduce, the mean of `repeats`, in the way that decoding uses it: in a graph. data is
+    // of alloc. NULL where collectives end when they return: a clock will do.
+    int (*time_all_reduce)(comm *c, float *data, size_t n, int repeats, double *seconds, flute_error *err);
     // Returns when all ranks have called it, and what they queued before has ended.
     int (*barrier)(comm *c, void *stream, flute_error *err);
     // Memory that collectives are fastest on, zeroed; collective, with the same size everywhere. Any other
