@@ -77,12 +77,16 @@ static int staged_barrier(comm *base, void *stream, flute_error *err) {
 }
 
 static int staged_alloc(comm *base, void **out, size_t bytes, flute_error *err) {
+    void *memory = NULL;
     (void)base;
-    int code = check(cudaMalloc(out, bytes > 0 ? bytes : 1), "a buffer of collectives", err);
-    if (code) return code;
-    code = check(cudaMemset(*out, 0, bytes), "a buffer of collectives", err);
-    if (code) cudaFree(*out);
-    return code;
+    cudaError_t code = cudaMalloc(&memory, bytes > 0 ? bytes : 1);
+    if (code == cudaSuccess) code = cudaMemset(memory, 0, bytes);
+    if (code != cudaSuccess) {
+        cudaFree(memory);
+        return check(code, "a buffer of collectives", err);
+    }
+    *out = memory;
+    return FLUTE_OK;
 }
 
 static void staged_release(comm *base, void *memory) {
