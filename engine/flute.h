@@ -72,12 +72,18 @@ typedef enum flute_kernels {
     FLUTE_KERNELS_REF,  // the scalar float reference: slow, for comparison
 } flute_kernels;
 
+// How ranks communicate. FLUTE_COMM_AUTO is NCCL among GPUs, and among CPUs MPI where that started them, or
+// shared memory. GPUs may use the latter two as well, through the host: slow, but several ranks can share a
+// GPU.
+typedef enum flute_comm { FLUTE_COMM_AUTO, FLUTE_COMM_LOCAL, FLUTE_COMM_MPI, FLUTE_COMM_NCCL } flute_comm;
+
 typedef struct flute_model_options {
     flute_device device;
     flute_kernels kernels;
     int n_threads;      // CPU threads of each rank, at most 1024; 0: all that the process may use
     bool no_verify;     // skip the checksums of the file's contents
     flute_ranks *ranks; // NULL: this process alone
+    flute_comm comm;    // of rank 0 counts
     bool scatter;       // only rank 0 has the file: it sends the others their parts
 } flute_model_options;
 
@@ -99,21 +105,24 @@ typedef struct flute_model_info {
     uint64_t decode_bytes;   // bytes of weights read for one decoded token (all but the embedding rows)
     uint64_t kv_token_bytes; // bytes of KV cache of one token, of all ranks
     bool has_tokenizer;
+    int n_ranks; // 1 for a process alone
 } flute_model_info;
 
 FLUTE_API void flute_model_get_info(const flute_model *model, flute_model_info *info);
 
 // Read bandwidth of the device's memory in bytes per second, measured now on a buffer of its own (about 0.2
-// s), times the number of ranks where each has a GPU: the yardstick of every speed that the tools print.
+// s), times the number of GPUs that the ranks have: the yardstick of every speed that the tools print.
 FLUTE_API double flute_model_measure_bandwidth(flute_model *model);
 
-// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; 0 for a single
-// rank.
+// Seconds that one all-reduce of so many bytes takes among the ranks of a model, measured now; with NCCL one
+// of many in a graph, as in decoding. 0 for a single rank.
 FLUTE_API int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *seconds,
                                              flute_error *err);
-// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. 0
-// where they are queued on a GPU.
+// Seconds that rank 0 has spent in collectives since the model was opened, waiting for others included. On a
+// GPU only those of steps count that ran while flute_model_time_collectives was on: between two events around
+// each collective, which cost a step some microseconds each.
 FLUTE_API double flute_model_collective_seconds(const flute_model *model);
+FLUTE_API void flute_model_time_collectives(flute_model *model, bool on);
 
 // ---- Text and tokens
 

@@ -2,11 +2,11 @@
 // weights (lead.h).
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "engine/base/fail.h"
 #include "engine/lead.h"
 #include "engine/model.h"
+#include "engine/scatter.h"
 
 enum { MAX_MODELS = 64 };
 
@@ -22,27 +22,21 @@ typedef struct follower {
 
 // ---- Opening
 
-// Room for rank 0's file, of which only the header and this rank's parts will be touched.
-static int receive_header(flute_model *model, const open_message *message, flute_ranks *ranks,
-                          flute_error *err) {
-    void *room = mmap(NULL, message->file_size, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (room == MAP_FAILED) return fail_memory(err, message->file_size, "the parts of a file");
-    model->map = (file_map){.data = room, .size = message->file_size};
-    return ranks_receive(ranks, room, message->header_size, err);
-}
-
 static int open_model(follower *f, followed *m, flute_error *err) {
     const open_message *message = &m->message;
     const flute_model_options options = {.device = (flute_device)message->device,
                                          .kernels = (flute_kernels)message->kernels,
                                          .n_threads = message->n_threads,
                                          .ranks = f->ranks,
+                                         .comm = (flute_comm)message->comm,
                                          .scatter = message->scatter};
     int code = model_create(&m->model, message->path, &options, err);
     if (message->scatter && !m->model) return code; // and what follows cannot be read: see follow_open
     if (message->scatter) {
-        int received = receive_header(m->model, message, f->ranks, err);
+        int received = scatter_make_room(m->model, message->file_size, err);
+        if (!received)
+            received =
+                ranks_receive(f->ranks, (void *)(uintptr_t)m->model->map.data, message->header_size, err);
         if (!code) code = received;
     }
     if (!code) code = model_read(m->model, err);
@@ -78,26 +72,6 @@ static int follow_open(follower *f, followed *m, uint64_t size, flute_error *err
     return code;
 }
 
-// This rank's part of every tensor, to where it lies in the file.
-static int receive_part(flute_model *model, flute_ranks *ranks, flute_error *err) {
-    const arch *a = &model->file.arch;
-    for (int i = 0; i < arch_n_tensors(a); i++) {
-        const weight *whole = &model->file.tensors[i];
-        weight own;
-        layout_span spans[2];
-        if (!whole->data) continue;
-        const int n_spans = shard_weight(&model->shard, a, i, whole, &own, spans);
-        for (int s = 0; s < n_spans; s++) {
-            uint8_t *at = (uint8_t *)(uintptr_t)whole->data + spans[s].offset; // receive_header's memory
-            for (int64_t piece = 0; piece < spans[s].n; piece++, at += spans[s].stride) {
-                int code = ranks_receive(ranks, at, spans[s].bytes, err);
-                if (code) return code;
-            }
-        }
-    }
-    return FLUTE_OK;
-}
-
 static int follow_join(follower *f, followed *m, flute_error *err) {
     flute_model *model = m->model;
     flute_error result = {0};
@@ -106,10 +80,9 @@ static int follow_join(follower *f, followed *m, flute_error *err) {
     if (strcmp(kind->name, m->message.comm_kind) != 0)
         return fail(err, FLUTE_EUNSUPPORTED, "rank 0 communicates by %s, this rank by %s; build all alike",
                     m->message.comm_kind, kind->name);
-    int code = m->message.scatter ? receive_part(model, f->ranks, err) : FLUTE_OK;
-    if (!code) code = kind->join(&model->comm, &m->message.ticket, model->shard.rank, model->shard.size, err);
+    int code = model_join(model, kind, &m->message.ticket, err);
+    if (!code && m->message.scatter) code = scatter_weights(model, err);
     if (code) return code;
-    ranks_watch_comm(f->ranks, model->comm);
     result.code = model_place(model, &result);
     return ranks_reply(f->ranks, &result, NULL, 0, err);
 }

@@ -7,6 +7,7 @@
 
 #include "engine/base/fail.h"
 #include "engine/model.h"
+#include "engine/scatter.h"
 
 static bool alone(const lead *l) {
     return !l || !l->ranks;
@@ -59,36 +60,11 @@ static int verify_together(const flute_model *model, bool verify, flute_error *e
     return code;
 }
 
-// Sends a rank the bytes of its part of every tensor, in the order of tensors.
-static int send_part(const flute_model *model, int rank, flute_error *err) {
-    const arch *a = &model->file.arch;
-    const int size = ranks_size(model->lead.ranks);
-    shard part;
-    shard_init(&part, a, model->file.tensors, rank, size);
-    for (int i = 0; i < arch_n_tensors(a); i++) {
-        const weight *whole = &model->file.tensors[i];
-        weight own;
-        layout_span spans[2];
-        if (!whole->data) continue;
-        const int n_spans = shard_weight(&part, a, i, whole, &own, spans);
-        for (int s = 0; s < n_spans; s++) {
-            const uint8_t *at = (const uint8_t *)whole->data + spans[s].offset;
-            for (int64_t piece = 0; piece < spans[s].n; piece++, at += spans[s].stride) {
-                int code = ranks_send(model->lead.ranks, rank, at, spans[s].bytes, err);
-                if (code) return code;
-            }
-        }
-    }
-    return FLUTE_OK;
-}
-
 static int join(flute_model *model, const comm_kind *kind, const open_message *message, flute_error *err) {
     flute_ranks *ranks = model->lead.ranks;
     int code = ranks_tell(ranks, RANKS_JOIN, model->lead.model, NULL, 0, err);
-    for (int rank = 1; rank < ranks_size(ranks) && message->scatter && !code; rank++)
-        code = send_part(model, rank, err);
-    if (!code) code = kind->join(&model->comm, &message->ticket, 0, ranks_size(ranks), err);
-    if (!code) ranks_watch_comm(ranks, model->comm);
+    if (!code) code = model_join(model, kind, &message->ticket, err);
+    if (!code && message->scatter) code = scatter_weights(model, err);
     return ranks_failure(ranks, code, err);
 }
 
@@ -100,6 +76,7 @@ int lead_open(flute_model *model, const flute_model_options *options, flute_erro
     open_message message = {.device = (int32_t)options->device,
                             .kernels = (int32_t)options->kernels,
                             .n_threads = options->n_threads,
+                            .comm = (int32_t)options->comm,
                             .verify = !options->no_verify && !options->scatter,
                             .scatter = options->scatter,
                             .identity = flt_identity(file),
@@ -182,20 +159,26 @@ static double now(void) {
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-// The first one warms up. What is queued on a GPU ends before the barrier does.
-int measure_all_reduce(comm *c, const measure_message *what, double *seconds, flute_error *err) {
-    float *data;
+// By the clock; the first one warms up.
+static int clock_all_reduce(comm *c, float *data, size_t n, int repeats, double *seconds, flute_error *err) {
     double start = 0;
-    int code = c->ops->alloc(c, (void **)&data, what->n_floats * sizeof *data, err);
-    if (code) return code;
-    for (int i = 0; i <= what->repeats && !code; i++) {
-        code = c->ops->all_reduce(c, data, what->n_floats, NULL, err);
+    int code = FLUTE_OK;
+    for (int i = 0; i <= repeats && !code; i++) {
+        code = c->ops->all_reduce(c, data, n, NULL, err);
         if (i > 0 || code) continue;
         code = c->ops->barrier(c, NULL, err);
         start = now();
     }
-    if (!code) code = c->ops->barrier(c, NULL, err);
-    *seconds = (now() - start) / what->repeats;
+    *seconds = (now() - start) / repeats;
+    return code;
+}
+
+int measure_all_reduce(comm *c, const measure_message *what, double *seconds, flute_error *err) {
+    float *data;
+    int code = c->ops->alloc(c, (void **)&data, what->n_floats * sizeof *data, err);
+    if (code) return code;
+    code = (c->ops->time_all_reduce ? c->ops->time_all_reduce
+                                    : clock_all_reduce)(c, data, what->n_floats, what->repeats, seconds, err);
     c->ops->release(c, data);
     return code;
 }

@@ -13,7 +13,7 @@ typedef struct lead {
 
 // The first part of RANKS_OPEN.
 typedef struct open_message {
-    int32_t device, kernels, n_threads;
+    int32_t device, kernels, n_threads, comm; // as in flute_model_options
     bool verify, scatter;
     char comm_kind[16];
     comm_ticket ticket;

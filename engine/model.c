@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@ typedef struct device_kind {
     int (*create)(const flute_model_options *options, thread_pool *pool, backend **out, flute_error *err);
     uint64_t (*available_memory)(void); // bytes that a new allocation may take
     bool own_memory;                    // weights are copied there
+    int (*count)(void);                 // devices of this host; NULL: ranks share the one
 } device_kind;
 
 static int cpu_create(const flute_model_options *options, thread_pool *pool, backend **out,
@@ -59,9 +61,9 @@ static int cuda_create(const flute_model_options *options, thread_pool *pool, ba
 // Every device of this build, the preferred one first: FLUTE_DEVICE_AUTO takes the first that can be had.
 static const device_kind devices[] = {
 #ifdef FLUTE_HAVE_CUDA
-    {FLUTE_DEVICE_CUDA, "cuda", cuda_create, cuda_available_memory, true},
+    {FLUTE_DEVICE_CUDA, "cuda", cuda_create, cuda_available_memory, true, cuda_device_count},
 #endif
-    {FLUTE_DEVICE_CPU, "cpu", cpu_create, cpu_available_memory, false},
+    {FLUTE_DEVICE_CPU, "cpu", cpu_create, cpu_available_memory, false, NULL},
 };
 enum { N_DEVICES = sizeof devices / sizeof *devices };
 
@@ -92,6 +94,8 @@ static int check_options(const flute_model_options *options, flute_error *err) {
         return fail(err, FLUTE_EINVAL, "device %d: there is no such device", (int)options->device);
     if (options->kernels < FLUTE_KERNELS_AUTO || options->kernels > FLUTE_KERNELS_REF)
         return fail(err, FLUTE_EINVAL, "kernels %d: there are no such kernels", (int)options->kernels);
+    if (options->comm < FLUTE_COMM_AUTO || options->comm > FLUTE_COMM_NCCL)
+        return fail(err, FLUTE_EINVAL, "comm %d: ranks do not communicate like that", (int)options->comm);
     if (options->n_threads < 0 || options->n_threads > MAX_THREADS)
         return fail(err, FLUTE_EINVAL, "%d threads: the number must be 0 (all) to %d", options->n_threads,
                     MAX_THREADS);
@@ -104,6 +108,7 @@ int model_create(flute_model **out, const char *path, const flute_model_options 
     if (!model) return fail_memory(err, sizeof *model, "a model");
     pthread_mutex_init(&model->lock, NULL);
     model->ranks = options->ranks;
+    model->wanted = options->comm;
     model->path = strdup(path);
     if (!model->path) return fail_memory(err, strlen(path) + 1, "a file name");
     int n_threads = options->n_threads;
@@ -122,10 +127,35 @@ int model_read(flute_model *model, flute_error *err) {
 }
 
 const comm_kind *model_comm_kind(const flute_model *model, flute_error *err) {
-    if (model->be->ops->comm) return model->be->ops->comm;
-    if (!model->device->own_memory) return ranks_host_comm(model->ranks, err);
-    fail(err, FLUTE_EUNSUPPORTED, "this flute was built without NCCL: ranks need --device cpu");
+    const comm_kind *own = model->be->ops->comm;
+    const bool automatic = model->wanted == FLUTE_COMM_AUTO;
+    if (own && (automatic || model->wanted == FLUTE_COMM_NCCL)) return own;
+    if (model->wanted == FLUTE_COMM_NCCL)
+        fail(err, FLUTE_EUNSUPPORTED, "NCCL is for GPUs, and for a flute that was built with it");
+    else if (automatic && model->device->own_memory)
+        fail(err, FLUTE_EUNSUPPORTED,
+             "this flute was built without NCCL: GPUs need --comm local or mpi, which are slow");
+    else
+        return ranks_host_comm(model->ranks, model->wanted, err);
     return NULL;
+}
+
+int model_join(flute_model *model, const comm_kind *kind, const comm_ticket *ticket, flute_error *err) {
+    const backend_ops *ops = model->be->ops;
+    comm *c;
+    int code = kind->join(&c, ticket, model->shard.rank, model->shard.size, err);
+    if (code) return code;
+    if (kind != ops->comm && ops->comm_adopt) {
+        comm *host = c;
+        code = ops->comm_adopt(&c, host, err);
+        if (code) {
+            comm_free(host);
+            return code;
+        }
+    }
+    model->comm = c;
+    ranks_watch_comm(model->ranks, c);
+    return FLUTE_OK;
 }
 
 static int read_tokenizer(flute_model *model, flute_error *err) {
@@ -236,9 +266,13 @@ static void describe(flute_model *model) {
     const char *name = model->device->name, *device = ops->describe(model->be);
     kernel_dims dims;
     arch_kernel_dims(a, 1, 1, &dims);
+    const int n_devices = model->device->count ? model->device->count() : INT_MAX;
+    char shared[32] = "";
+    if (ranks_local_size(model->ranks) > n_devices)
+        snprintf(shared, sizeof shared, ", sharing %d GPU%s", n_devices, n_devices > 1 ? "s" : "");
     if (model->comm)
-        snprintf(model->device_line, sizeof model->device_line, "%d ranks by %s, each %s: %s",
-                 model->comm->size, model->comm->name, name, device);
+        snprintf(model->device_line, sizeof model->device_line, "%d ranks by %s%s, each %s: %s",
+                 model->comm->size, model->comm->name, shared, name, device);
     else
         snprintf(model->device_line, sizeof model->device_line, "%s: %s", name, device);
     flute_model_info *info = &model->info;
@@ -258,6 +292,7 @@ static void describe(flute_model *model) {
         .max_context = a->max_context,
         .kv_token_bytes = ops->kv_bytes(model->be, &dims, 1),
         .has_tokenizer = model->tok != NULL,
+        .n_ranks = ranks_size(model->ranks),
     };
     for (int i = 0; i < model->n_tensors; i++) {
         const weight *w = &model->file.tensors[i];
@@ -340,8 +375,11 @@ void flute_model_get_info(const flute_model *model, flute_model_info *info) {
 
 double flute_model_measure_bandwidth(flute_model *model) {
     pthread_mutex_lock(&model->lock);
+    const int local = ranks_local_size(model->ranks);
+    const int n_devices = model->device->count ? model->device->count() : 1;
     double bandwidth = model->be->ops->read_bandwidth(model->be);
-    if (model->comm && model->device->own_memory) bandwidth *= model->comm->size;
+    if (model->comm && model->device->own_memory) // of all GPUs, some of which may be shared
+        bandwidth *= model->comm->size * (n_devices < local ? (double)n_devices / local : 1);
     pthread_mutex_unlock(&model->lock);
     return bandwidth;
 }
@@ -362,4 +400,10 @@ int flute_model_measure_all_reduce(flute_model *model, size_t bytes, double *sec
 
 double flute_model_collective_seconds(const flute_model *model) {
     return model->comm ? model->comm->seconds : 0;
+}
+
+void flute_model_time_collectives(flute_model *model, bool on) {
+    pthread_mutex_lock(&model->lock);
+    if (model->comm) model->comm->timed = on;
+    pthread_mutex_unlock(&model->lock);
 }

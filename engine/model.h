@@ -31,6 +31,7 @@ struct flute_model {
     int n_tensors;
     shard shard;
     lead lead;          // of rank 0 of several
+    flute_comm wanted;  // how the ranks shall communicate
     comm *comm;         // NULL: a single rank
     flute_ranks *ranks; // NULL: a single rank
     model_weights weights;
@@ -51,8 +52,10 @@ struct flute_model {
 int model_create(flute_model **out, const char *path, const flute_model_options *options, flute_error *err);
 int model_read(flute_model *model, flute_error *err);
 int model_place(flute_model *model, flute_error *err);
-// How the ranks of this model communicate. NULL: not at all in this build, and err says so.
+// How the ranks of this model communicate. NULL: not in that way, and err says why.
 const comm_kind *model_comm_kind(const flute_model *model, flute_error *err);
+// Collective: model->comm, which is watched from then on.
+int model_join(flute_model *model, const comm_kind *kind, const comm_ticket *ticket, flute_error *err);
 
 // Bytes of memory that a new KV pool may take on the model's device.
 uint64_t model_available_memory(const flute_model *model);

@@ -316,22 +316,23 @@ void flute_ranks_free(flute_ranks *ranks) {
 
 // ---- Communication
 
-const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_error *err) {
-    if (ranks->mpi && comm_kind_mpi()) return comm_kind_mpi();
-    if (ranks->self.local_size == ranks->size) return &comm_kind_local;
-    fail(err, FLUTE_EUNSUPPORTED,
-         "%d CPU ranks on several hosts: start them with mpirun, with a flute that was built with MPI",
-         ranks->size);
+const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_comm wanted, flute_error *err) {
+    if (wanted != FLUTE_COMM_LOCAL && ranks->mpi && comm_kind_mpi()) return comm_kind_mpi();
+    if (wanted != FLUTE_COMM_MPI && ranks->self.local_size == ranks->size) return &comm_kind_local;
+    if (wanted == FLUTE_COMM_LOCAL)
+        fail(err, FLUTE_EUNSUPPORTED, "%d ranks on several hosts share no memory: leave --comm local out",
+             ranks->size);
+    else
+        fail(err, FLUTE_EUNSUPPORTED,
+             "%d ranks on several hosts, or by --comm mpi: start them with mpirun, with a flute that was "
+             "built with MPI",
+             ranks->size);
     return NULL;
 }
 
 static int lost(flute_ranks *ranks, int rank, flute_error *err) {
     fail(err, FLUTE_EDEVICE, "rank %d is gone", rank);
     return ranks_failure(ranks, FLUTE_EDEVICE, err);
-}
-
-int ranks_send(flute_ranks *ranks, int rank, const void *data, size_t size, flute_error *err) {
-    return socket_send(ranks->links[rank].command, data, size) ? lost(ranks, rank, err) : FLUTE_OK;
 }
 
 int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks_part *parts, int n_parts,
@@ -358,7 +359,7 @@ int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks
         at += parts[i].size;
     }
     for (int rank = 1; rank < ranks->size && !code; rank++)
-        code = ranks_send(ranks, rank, ranks->outbox, size, err);
+        if (socket_send(ranks->links[rank].command, ranks->outbox, size)) code = lost(ranks, rank, err);
     pthread_mutex_unlock(&ranks->telling);
     return code;
 }

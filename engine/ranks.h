@@ -14,7 +14,7 @@
 
 typedef enum ranks_command {
     RANKS_OPEN = 1,   // open_message, the path; with scatter the file's header. Reply: digests
-    RANKS_JOIN,       // with scatter the rank's part of the weights. Reply
+    RANKS_JOIN,       // nothing; with scatter the weights follow by the comm. Reply
     RANKS_CLOSE,      // nothing
     RANKS_GROW,       // the cache: number of blocks, then blocks to keep. Reply
     RANKS_COPY_BLOCK, // from, to
@@ -42,8 +42,8 @@ int ranks_local_size(const flute_ranks *ranks);                  // 1 for NULL
 const rank_link *ranks_peer(const flute_ranks *ranks, int rank); // at rank 0: any; elsewhere 0 or oneself
 int ranks_new_model(flute_ranks *ranks);                         // a number for a model
 
-// The kind of communication for host memory.
-const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_error *err);
+// The kind of communication for host memory: the one that is wanted, or what suits. NULL: it cannot be had.
+const comm_kind *ranks_host_comm(const flute_ranks *ranks, flute_comm wanted, flute_error *err);
 // Between these two a comm is watched, and aborted when a rank fails.
 void ranks_watch_comm(flute_ranks *ranks, comm *c);
 void ranks_forget_comm(flute_ranks *ranks, comm *c);
@@ -51,10 +51,9 @@ void ranks_forget_comm(flute_ranks *ranks, comm *c);
 // Fails with what made the ranks fail, if they have; else with code.
 int ranks_failure(flute_ranks *ranks, int code, flute_error *err);
 
-// Rank 0: a command to all others; raw bytes to one of them.
+// Rank 0: a command to all others.
 int ranks_tell(flute_ranks *ranks, ranks_command command, int model, const ranks_part *parts, int n_parts,
                flute_error *err);
-int ranks_send(flute_ranks *ranks, int rank, const void *data, size_t size, flute_error *err);
 // Rank 0: waits for the replies of all others. The first failure is the result, with the rank's name. What
 // comes with a reply goes to place(user, rank, size), which returns room for size bytes or NULL.
 typedef void *ranks_place(void *user, int rank, size_t size);

@@ -125,3 +125,16 @@ void shard_copy(const weight *whole, const layout_span *spans, int n_spans, void
             memcpy(at, from, spans[i].bytes);
     }
 }
+
+void shard_keep(const layout_span *span, const void *chunk, size_t first, size_t size, void *whole) {
+    int64_t piece = 0; // the first one that ends in the chunk or behind it
+    if (first >= span->offset + span->bytes)
+        piece = (int64_t)((first - span->offset - span->bytes) / span->stride) + 1;
+    for (; piece < span->n; piece++) {
+        size_t begin = span->offset + (size_t)piece * span->stride, end = begin + span->bytes;
+        if (begin >= first + size) break;
+        if (begin < first) begin = first;
+        if (end > first + size) end = first + size;
+        memcpy((uint8_t *)whole + begin, (const uint8_t *)chunk + (begin - first), end - begin);
+    }
+}

@@ -25,5 +25,7 @@ int shard_weight(const shard *s, const arch *a, int index, const weight *whole, 
                  layout_span spans[2]);
 // Copies it together; to: (out->size).
 void shard_copy(const weight *whole, const layout_span *spans, int n_spans, void *to);
+// Of a chunk, bytes [first, first + size) of the whole tensor, copies what is in the span to its place there.
+void shard_keep(const layout_span *span, const void *chunk, size_t first, size_t size, void *whole);
 
 #endif

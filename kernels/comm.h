@@ -1,6 +1,6 @@
-// Collectives: what the ranks of a tensor-parallel model do together. They are queued on a stream where the
-// device has one, so that a backend can capture them into a graph; implementations for host memory take the
-// stream NULL and have ended when the call returns.
+// Collectives: what the ranks of a tensor-parallel model do together. Where the device has a stream they are
+// part of what goes on there, in its order; implementations for host memory take the stream NULL and have
+// ended when the call returns.
 //
 // A single rank has no comm (NULL). All ranks call the same collectives in the same order with the same
 // sizes. Functions that can fail return a code and fill *err; after a failure, or after abort, a comm only
@@ -8,6 +8,7 @@
 #ifndef FLUTE_COMM_H
 #define FLUTE_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,7 +27,11 @@ typedef struct comm_ops {
     // all: (size, bytes) receives each rank's `own`: (bytes), in the order of ranks. own may be its place in
     // all.
     int (*all_gather)(comm *c, const void *own, void *all, size_t bytes, void *stream, flute_error *err);
-    int (*broadcast)(comm *c, void *data, size_t bytes, int root, void *stream, flute_error *err);
+    // data: (bytes) of host memory becomes what it is on rank root. Has ended when it returns.
+    int (*broadcast)(comm *c, void *data, size_t bytes, int root, flute_error *err);
+    // Seconds of one all-reduce, the mean of `repeats`, in the way that decoding uses it: in a graph. data is
+    // of alloc. NULL where collectives end when they return: a clock will do.
+    int (*time_all_reduce)(comm *c, float *data, size_t n, int repeats, double *seconds, flute_error *err);
     // Returns when all ranks have called it, and what they queued before has ended.
     int (*barrier)(comm *c, void *stream, flute_error *err);
     // Memory that collectives are fastest on, zeroed; collective, with the same size everywhere. Any other
@@ -43,8 +48,10 @@ typedef struct comm_ops {
 struct comm {
     const comm_ops *ops;
     int rank, size;
+    bool queued;    // collectives return at once, and can be captured into a graph
     char name[48];  // for people: "NCCL 2.28.3", "shared memory"
-    double seconds; // spent in collectives of host memory so far; those that are queued take no time here
+    bool timed;     // the owner wants to know how long collectives of a device take, which costs time itself
+    double seconds; // spent in sums and gathers so far, waiting included; of a device only in those timed
 };
 
 // A way to communicate. The first rank makes a ticket and hands it to the others by other means
@@ -65,6 +72,9 @@ extern const comm_kind comm_kind_local;
 const comm_kind *comm_kind_mpi(void);
 // One process per GPU, on the device that is current at join; declared where the build has NCCL.
 extern const comm_kind comm_kind_nccl;
+// Makes of a comm of host memory one of the current CUDA device's, through the host; it takes `host` over
+// unless it fails. Declared where the build has CUDA.
+int comm_stage(comm **out, comm *host, flute_error *err);
 
 static inline void comm_free(comm *c) { // accepts NULL
     if (c) c->ops->free(c);

@@ -148,8 +148,10 @@ double sample_uniform(uint64_t seed, uint64_t position);
 typedef struct backend_ops {
     const char *name; // "cpu", "ref", "cuda"
     int batch_rows;   // rows of a forward step that prefill well
-    // How ranks communicate in this backend's memory; NULL: host memory, any kind for that will do.
+    // The backend's own way for ranks to communicate in its memory; NULL: it has none.
     const comm_kind *comm;
+    // Makes of a comm of host memory one of this backend's; takes it over unless it fails. NULL: no need to.
+    int (*comm_adopt)(struct comm **out, struct comm *host, flute_error *err);
 
     void (*free)(backend *be);
     // One line on the device ("AMD EPYC, 2 threads, AVX-512 BF16"); static or owned by the backend.
@@ -212,6 +214,7 @@ int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err);
 // Makes a device the calling thread's current one: each rank of a host gets one of its own, as long as there
 // are enough. FLUTE_EDEVICE: there is none.
 int cuda_choose_device(int local_rank, flute_error *err);
+int cuda_device_count(void);
 // Bytes that can be allocated on the current device, less what the driver needs to work with.
 uint64_t cuda_available_memory(void);
 

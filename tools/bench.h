@@ -30,6 +30,9 @@ typedef struct bench_options {
     const char *model_path; // NULL: the model that comes with flute
     flute_model_options model;
     ranks_options ranks;
+    bench_list degrees;  // of --tp: more than one are measured one after the other
+    const char *command; // the part that is measured, or "all"
+    FILE *results;       // NULL; where one of several degrees writes its JSON
     const char *plot_path;
     bool json;
     bench_list prompts;  // prompt lengths, tokens
@@ -67,7 +70,7 @@ typedef struct bench_decode_record {
     int context, batch;
     double tokens, bytes, flops, intensity; // tokens per second, of all sequences together
     bench_percentiles step;
-    double collectives; // share of the time that rank 0 spent in collectives; 0 on a GPU and without ranks
+    double collectives; // share of the time that rank 0 spends in collectives; 0 for a single rank
 } bench_decode_record;
 
 typedef struct bench_latency_record {
@@ -90,9 +93,9 @@ typedef struct bench_kernel_record {
 } bench_kernel_record;
 
 typedef struct bench_report {
-    const char *command; // "kernels", …
+    const char *command; // bench_options.command
     char date[32];       // "2026-11-25 02:22 UTC"
-    char device[160];
+    char device[256];
     double read_bandwidth;  // bytes per second
     flute_model_info model; // name NULL: none, as for kernels; strings are the model's own
     int n_prefill, n_decode, n_latency, n_sums, n_kernels;
@@ -114,6 +117,11 @@ int bench_latency(flute_model *model, const bench_options *options, bench_report
 int bench_sums(flute_model *model, const bench_options *options, bench_report *report, FILE *out,
                flute_error *err);
 int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err);
+
+// Several degrees of --tp: calls run in a process for each, and reports how they scale. Returns the exit
+// status.
+typedef int bench_main(bench_options *options);
+int bench_degrees(const bench_options *options, bench_main *run);
 
 void bench_report_json(const bench_report *report, yyjson_mut_doc *doc);
 // Whether a plot can have this name: .svg and .html are known. FLUTE_EINVAL if not.

@@ -144,28 +144,44 @@ int bench_prefill(flute_model *model, const bench_options *options, bench_report
 
 // ---- Decode
 
+// One repeat. steps: (n_generate) seconds; *seconds: their sum.
+static int run_decode(sequences *s, double *steps, double *seconds, flute_error *err) {
+    int code = sequences_rewind(s, s->n_prompt, err);
+    for (int i = 0; i < s->n; i++) s->ids[i] = s->prompts[i];
+    *seconds = 0;
+    for (int step = 0; !code && step < s->n_generate; step++) {
+        code = sequences_step(s, &steps[step], err);
+        *seconds += steps[step];
+    }
+    return code;
+}
+
+// The share of the steps' time that goes into collectives, of steps of their own: on a GPU timing them makes
+// them slower. steps: room for (n_generate).
+static int measure_collectives(flute_model *model, sequences *s, double *steps, double *share,
+                               flute_error *err) {
+    double seconds = 0;
+    flute_model_time_collectives(model, true);
+    int code = run_decode(s, steps, &seconds, err); // warms up
+    const double before = flute_model_collective_seconds(model);
+    if (!code) code = run_decode(s, steps, &seconds, err);
+    if (!code) *share = (flute_model_collective_seconds(model) - before) / seconds;
+    flute_model_time_collectives(model, false);
+    return code;
+}
+
 // Fills steps: (repeats, n_generate) seconds, *seconds, the median of what all steps of a repeat take, and
-// *collectives, the share of it that went into collectives.
-static int measure_decode(const flute_model *model, sequences *s, int repeats, double *steps, double *seconds,
-                          double *collectives, flute_error *err) {
-    double in_collectives = 0, in_all = 0;
-    double *totals = calloc((size_t)repeats, sizeof *totals);
+// *collectives, the share of it that goes into collectives.
+static int measure_decode(flute_model *model, sequences *s, const bench_options *options, double *steps,
+                          double *seconds, double *collectives, flute_error *err) {
+    const int repeats = options->repeats;
+    double *totals = calloc((size_t)repeats, sizeof *totals), warm;
     int code = totals ? FLUTE_OK : fail_memory(err, (uint64_t)repeats * sizeof *totals, "times");
     for (int i = 0; !code && i < s->n; i++) code = sequences_prefill(s, i, err);
-    for (int repeat = -1; !code && repeat < repeats; repeat++) { // the first, uncounted, warms up
-        double *own = steps + (size_t)(repeat < 0 ? 0 : repeat) * (size_t)s->n_generate;
-        code = sequences_rewind(s, s->n_prompt, err);
-        for (int i = 0; i < s->n; i++) s->ids[i] = s->prompts[i];
-        const double before = flute_model_collective_seconds(model);
-        for (int step = 0; !code && step < s->n_generate; step++) {
-            code = sequences_step(s, &own[step], err);
-            if (repeat >= 0) totals[repeat] += own[step];
-        }
-        if (repeat < 0) continue;
-        in_collectives += flute_model_collective_seconds(model) - before;
-        in_all += totals[repeat];
-    }
-    if (!code) *collectives = in_collectives / in_all;
+    if (!code && options->model.ranks) code = measure_collectives(model, s, steps, collectives, err);
+    if (!code) code = run_decode(s, steps, &warm, err);
+    for (int repeat = 0; !code && repeat < repeats; repeat++)
+        code = run_decode(s, steps + (size_t)repeat * (size_t)s->n_generate, &totals[repeat], err);
     if (!code) *seconds = bench_median(totals, repeats);
     free(totals);
     return code;
@@ -178,7 +194,7 @@ static int decode_one(flute_model *model, const bench_options *options, int cont
     double *steps = calloc((size_t)n_steps, sizeof *steps), seconds = 0, collectives = 0;
     int code = sequences_create(&s, model, info, batch, context, n, err);
     if (!code && !steps) code = fail_memory(err, (uint64_t)n_steps * sizeof *steps, "times");
-    if (!code) code = measure_decode(model, &s, options->repeats, steps, &seconds, &collectives, err);
+    if (!code) code = measure_decode(model, &s, options, steps, &seconds, &collectives, err);
     if (!code) {
         // What a step cannot avoid: every weight once, and the cache of every sequence, half of the new
         // tokens on average.

@@ -42,7 +42,7 @@ typedef struct plot_panel {
 } plot_panel;
 
 typedef struct plot {
-    char title[160], subtitle[320];
+    char title[160], subtitle[384];
     bool out_of_memory; // a point is missing
     int n_panels;
     plot_panel panels[PLOT_MAX_PANELS];

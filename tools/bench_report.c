@@ -101,6 +101,7 @@ void bench_report_json(const bench_report *report, yyjson_mut_doc *doc) {
         yyjson_mut_obj_add_uint(doc, root, "weight_bytes", report->model.weight_bytes);
         yyjson_mut_obj_add_uint(doc, root, "decode_bytes", report->model.decode_bytes);
         yyjson_mut_obj_add_uint(doc, root, "kv_token_bytes", report->model.kv_token_bytes);
+        yyjson_mut_obj_add_int(doc, root, "ranks", report->model.n_ranks);
     }
     if (report->n_prefill) json_prefill(report, doc, yyjson_mut_obj_add_arr(doc, root, "prefill"));
     if (report->n_decode) json_decode(report, doc, yyjson_mut_obj_add_arr(doc, root, "decode"));

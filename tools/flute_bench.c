@@ -41,6 +41,7 @@ static const char usage[] =
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
     "      --no-verify             do not check the checksums of the model\n" RANKS_USAGE
+    "                           a list, as 1,2,4: each degree in turn, and how they scale\n"
     "      --plot FILE.svg|.html   draw charts, too: a roofline with every measurement, and one for each "
     "table\n"
     "      --json                  print one JSON object instead of tables\n"
@@ -51,16 +52,25 @@ static const char usage[] =
     "\n"
     "JSON keys: version command date device read_bandwidth (bytes per second); with a model: model weights "
     "group\n"
-    "weight_bytes decode_bytes kv_token_bytes; then an array for each part that ran.\n"
+    "weight_bytes decode_bytes kv_token_bytes ranks; then an array for each part that ran. With a list of "
+    "--tp: degrees,\n"
+    "an array of such objects, and scaling.\n"
     "  prefill:  prompt ms tokens_per_second gflops intensity\n"
     "  decode:   context batch tokens_per_second step_ms_p50 step_ms_p90 step_ms_p99 bytes_per_second\n"
     "            bandwidth_share gflops intensity collectives_share\n"
     "  latency:  prompt batch first_ms_p50 first_ms_p90 first_ms_p99 token_ms_p50 token_ms_p90 token_ms_p99\n"
     "  sums:     bytes us\n"
     "  kernels:  n k type group m us bytes_per_second bandwidth_share gflops intensity speedup_over_bf16\n"
+    "  scaling:  part tokens batch ranks tokens_per_second efficiency\n"
     "Bytes are those that cannot be avoided (decode: every weight once a step, the cache of every "
     "sequence);\n"
-    "intensity is operations per such byte.\n";
+    "intensity is operations per such byte. collectives_share (in the table: % sums) is the share of a "
+    "step's "
+    "time\n"
+    "that rank 0 spends in collectives, waiting for others included, measured in steps of their own; on a "
+    "GPU "
+    "between\n"
+    "two events around each, which make these steps some microseconds slower for each.\n";
 
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -200,8 +210,13 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
     int code;
-    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
+    if (option != RANKS_OPT_TP && ranks_parse_option(option, text, &o->ranks, &o->model, &code, err))
+        return code;
     switch (option) {
+    case RANKS_OPT_TP:
+        if (parse_list("--tp", text, &o->degrees, err)) return FLUTE_EINVAL;
+        o->ranks.n = o->degrees.values[0];
+        return FLUTE_OK;
     case 'm':
         o->model_path = text;
         return FLUTE_OK;
@@ -274,11 +289,15 @@ static int bench_model(flute_model *model, const bench_options *options, bench_r
     return code;
 }
 
-static int write_json(const bench_report *report, flute_error *err) {
+static int write_json(const bench_report *report, FILE *results, flute_error *err) {
     yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
     if (!doc) return fail(err, FLUTE_ENOMEM, "out of memory for the results");
     bench_report_json(report, doc);
-    const int code = cli_put_json(doc, err);
+    int code = FLUTE_OK;
+    if (!results)
+        code = cli_put_json(doc, err);
+    else if (!yyjson_mut_write_fp(results, doc, YYJSON_WRITE_NOFLAG, NULL, NULL) || fflush(results))
+        code = fail(err, FLUTE_EIO, "cannot hand the results on");
     yyjson_mut_doc_free(doc);
     return code;
 }
@@ -300,7 +319,7 @@ static int measure(const bench_options *options, bench_report *report, flute_err
                                     err);
         if (!code) code = bench_model(model, options, report, out, err);
     }
-    if (!code && options->json) code = write_json(report, err);
+    if (!code && (options->json || options->results)) code = write_json(report, options->results, err);
     if (!code) code = cli_flush(err);
     if (!code && plot) code = bench_report_plot(report, options->plot_path, plot, err);
     if (!code && plot)
@@ -311,12 +330,12 @@ static int measure(const bench_options *options, bench_report *report, flute_err
     return code;
 }
 
-static int run(const char *command, const bench_options *options, flute_error *err) {
+static int run(const bench_options *options, flute_error *err) {
     bench_report *report = calloc(1, sizeof *report);
     if (!report) return fail_memory(err, sizeof *report, "the results");
     const time_t now = time(NULL);
     strftime(report->date, sizeof report->date, "%Y-%m-%d %H:%M UTC", gmtime(&now));
-    report->command = command;
+    report->command = options->command;
     const int code = measure(options, report, err);
     free(report);
     return code;
@@ -333,10 +352,19 @@ static int parse_command(int argc, char **argv, const char **command, flute_erro
     return FLUTE_OK;
 }
 
+// Everything for one degree; returns the exit status.
+static int run_ranks(bench_options *options) {
+    flute_error err = {0};
+    int status;
+    if (!ranks_begin("flute-bench", &options->ranks, &options->model, &status)) return status;
+    status = run(options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
+    ranks_end(&options->model);
+    return status;
+}
+
 int main(int argc, char **argv) {
     bench_options options = defaults;
     flute_error err = {0};
-    const char *command = NULL;
     int code = FLUTE_OK;
     cli_set_signals();
     for (int option;
@@ -351,11 +379,7 @@ int main(int argc, char **argv) {
         }
         code = parse_option(option, optarg, &options, &err);
     }
-    if (!code) code = parse_command(argc, argv, &command, &err);
+    if (!code) code = parse_command(argc, argv, &options.command, &err);
     if (code) return cli_fail("flute-bench", &err, true);
-    int status;
-    if (!ranks_begin("flute-bench", &options.ranks, &options.model, &status)) return status;
-    status = run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
-    ranks_end(&options.model);
-    return status;
+    return options.degrees.n > 1 ? bench_degrees(&options, run_ranks) : run_ranks(&options);
 }

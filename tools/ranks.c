@@ -12,6 +12,7 @@ static flute_ranks *running; // for signals
 bool ranks_parse_option(int option, const char *text, ranks_options *out, flute_model_options *model,
                         int *code, flute_error *err) {
     static const char *const loads[] = {"map", "scatter", NULL};
+    static const char *const comms[] = {"auto", "local", "mpi", "nccl", NULL}; // as flute_comm
     int64_t number = 0;
     int index = 0;
     switch (option) {
@@ -24,6 +25,9 @@ bool ranks_parse_option(int option, const char *text, ranks_options *out, flute_
         return true;
     case RANKS_OPT_LOAD:
         if (!(*code = cli_parse_name("--load", text, loads, &index, err))) model->scatter = index == 1;
+        return true;
+    case RANKS_OPT_COMM:
+        if (!(*code = cli_parse_name("--comm", text, comms, &index, err))) model->comm = (flute_comm)index;
         return true;
     default:
         return false;

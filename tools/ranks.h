@@ -6,13 +6,14 @@
 
 #include "tools/cli.h"
 
-enum { RANKS_OPT_TP = 1000, RANKS_OPT_TIMEOUT, RANKS_OPT_LOAD };
+enum { RANKS_OPT_TP = 1000, RANKS_OPT_TIMEOUT, RANKS_OPT_LOAD, RANKS_OPT_COMM };
 
 // For a table of options, and for --help.
 #define RANKS_LONG_OPTIONS                                                                                   \
     {"tp", required_argument, NULL, RANKS_OPT_TP},                                                           \
-        {"tp-timeout", required_argument, NULL, RANKS_OPT_TIMEOUT}, {                                        \
-        "load", required_argument, NULL, RANKS_OPT_LOAD                                                      \
+        {"tp-timeout", required_argument, NULL, RANKS_OPT_TIMEOUT},                                          \
+        {"load", required_argument, NULL, RANKS_OPT_LOAD}, {                                                 \
+        "comm", required_argument, NULL, RANKS_OPT_COMM                                                      \
     }
 #define RANKS_USAGE                                                                                          \
     "      --tp N               tensor parallelism: N ranks share the model; they are started here, "        \
@@ -21,13 +22,19 @@ enum { RANKS_OPT_TP = 1000, RANKS_OPT_TIMEOUT, RANKS_OPT_LOAD };
     "      --tp-timeout S       seconds in which all ranks must have come (default 60)\n"                    \
     "      --load NAME          map: every rank reads its part of the file; scatter: only the first rank "   \
     "has\n"                                                                                                  \
-    "                           it, and sends the others their parts (default map)\n"
+    "                           it, and sends the others their parts (default map)\n"                        \
+    "      --comm NAME          how ranks communicate: nccl (GPUs), mpi, local (shared memory of one "       \
+    "host);\n"                                                                                               \
+    "                           mpi and local take data of GPUs through the host, and let ranks share one "  \
+    "GPU\n"                                                                                                  \
+    "                           (default auto: nccl among GPUs, else mpi where it started them, else "       \
+    "local)\n"
 
 typedef struct ranks_options {
     int n, timeout_s; // 0: not given
 } ranks_options;
 
-// Takes one of the three; false for another option. *code says how it went.
+// Takes one of the four; false for another option. *code says how it went.
 bool ranks_parse_option(int option, const char *text, ranks_options *out, flute_model_options *model,
                         int *code, flute_error *err);
 

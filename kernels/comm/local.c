@@ -127,9 +127,8 @@ static int local_all_gather(comm *base, const void *own, void *all, size_t bytes
     return FLUTE_OK;
 }
 
-static int local_broadcast(comm *base, void *data, size_t bytes, int root, void *stream, flute_error *err) {
+static int local_broadcast(comm *base, void *data, size_t bytes, int root, flute_error *err) {
     local_comm *c = (local_comm *)base;
-    (void)stream;
     for (size_t done = 0; done < bytes; done += SLOT_BYTES, c->piece++) {
         const size_t count = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         if (base->rank == root) memcpy(slot_of(c, root), (uint8_t *)data + done, count);

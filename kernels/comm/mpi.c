@@ -84,9 +84,8 @@ static int mpi_all_gather(comm *base, const void *own, void *all, size_t bytes, 
     return finish(c, result, &request, "MPI_Iallgather", err);
 }
 
-static int mpi_broadcast(comm *base, void *data, size_t bytes, int root, void *stream, flute_error *err) {
+static int mpi_broadcast(comm *base, void *data, size_t bytes, int root, flute_error *err) {
     mpi_comm *c = (mpi_comm *)base;
-    (void)stream;
     for (size_t done = 0; done < bytes; done += MAX_COUNT) {
         const int count = bytes - done < MAX_COUNT ? (int)(bytes - done) : MAX_COUNT;
         MPI_Request request;

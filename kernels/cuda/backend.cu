@@ -187,6 +187,7 @@ static const backend_ops *cuda_ops(void) {
 #ifdef FLUTE_HAVE_NCCL
     ops.comm = &comm_kind_nccl;
 #endif
+    ops.comm_adopt = comm_stage;
     ops.free = cuda_free;
     ops.describe = cuda_describe;
     ops.read_bandwidth = cuda_read_bandwidth;
@@ -224,6 +225,11 @@ static void describe(cuda_backend *be) {
              "%.64s, %d SMs, %.1f GiB, CUDA %d.%d, driver %d.%d, cuBLAS %s", properties.name,
              properties.multiProcessorCount, (double)properties.totalGlobalMem / 0x1p30,
              CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10, cublas);
+}
+
+int cuda_device_count(void) {
+    int n_devices = 0;
+    return cudaGetDeviceCount(&n_devices) == cudaSuccess ? n_devices : 0;
 }
 
 int cuda_choose_device(int local_rank, flute_error *err) {

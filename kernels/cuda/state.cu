@@ -87,6 +87,9 @@ static void drop_graphs(backend_state *state) {
 void cuda_state_free(backend_state *state) {
     if (!state) return;
     drop_graphs(state);
+    for (int i = 0; state->marks && i < 2 * state->max_ops; i++)
+        if (state->marks[i]) cudaEventDestroy(state->marks[i]);
+    free(state->marks);
     for (int i = 0; i < MAX_ROPES; i++) cudaFree((void *)state->ropes[i].device);
     if (state->ranks) {
         state->ranks->ops->release(state->ranks, state->x);
@@ -262,6 +265,7 @@ static void set_shape(backend_state *state, const kernel_batch *batch, const kv_
     if (decode && shape->n_sequences < shape->n_rows) shape->n_sequences = shape->n_rows;
     shape->n_runs = decode ? 0 : cut_runs(state, batch, NULL);
     shape->block_tokens = pool->block_tokens, shape->cache = pool->data;
+    shape->timed = state->ranks && state->ranks->timed;
 }
 
 static void fill_inputs(backend_state *state, const kernel_batch *batch) {
@@ -278,9 +282,20 @@ static void fill_inputs(backend_state *state, const kernel_batch *batch) {
            (size_t)batch->n_sequences * (size_t)batch->max_blocks * sizeof(int32_t));
 }
 
+static int reserve_marks(backend_state *state, flute_error *err) {
+    const size_t n = 2 * (size_t)state->max_ops;
+    if (state->marks || !state->ranks || !state->ranks->timed) return FLUTE_OK;
+    state->marks = (cudaEvent_t *)calloc(n, sizeof *state->marks);
+    if (!state->marks) return fail_memory(err, n * sizeof *state->marks, "events");
+    cudaError_t code = cudaSuccess;
+    for (size_t i = 0; i < n && code == cudaSuccess; i++) code = cudaEventCreate(&state->marks[i]);
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "events");
+}
+
 void cuda_begin(backend_state *state, const kernel_batch *batch, kv_pool *pool) {
     memset(&state->error, 0, sizeof state->error);
     if (kernel_batch_check(batch, &state->dims, pool, &state->error)) return;
+    if (reserve_marks(state, &state->error)) return;
     set_shape(state, batch, pool);
     if (reserve_inputs(state, place_inputs(state), &state->error)) return;
     state->n_rows = batch->n_rows, state->n_logits = batch->n_logits, state->has_host_logits = false;
@@ -435,6 +450,19 @@ static int find_graph(backend_state *state, cudaGraphExec_t *exec, flute_error *
     return FLUTE_OK;
 }
 
+// What the step spent between the events around its collectives.
+static cudaError_t add_collectives(const backend_state *state) {
+    cudaError_t code = cudaSuccess;
+    for (int i = 0; i < state->shape.n_ops && code == cudaSuccess; i++) {
+        const int32_t verb = state->ops[i].verb;
+        float ms = 0;
+        if (verb != VERB_EMBED && verb != VERB_PROJECT_ADD && verb != VERB_HEAD) continue;
+        code = cudaEventElapsedTime(&ms, state->marks[2 * i], state->marks[2 * i + 1]);
+        state->ranks->seconds += ms * 1e-3;
+    }
+    return code;
+}
+
 static int run_step(backend_state *state, flute_error *err) {
     cudaStream_t stream = state->be->device.stream;
     const bool sampled = state->shape.sampled;
@@ -442,7 +470,7 @@ static int run_step(backend_state *state, flute_error *err) {
         cudaMemcpyAsync(state->inputs, state->host, state->input_bytes, cudaMemcpyHostToDevice, stream);
     if (cuda != cudaSuccess) return cuda_fail(err, cuda, "the inputs of a step");
     cudaGraphExec_t exec = NULL;
-    int code = state->shape.n_runs ? cuda_queue_step(state, err) : find_graph(state, &exec, err);
+    int code = step_is_captured(state) ? find_graph(state, &exec, err) : cuda_queue_step(state, err);
     if (!code && exec) cuda = cudaGraphLaunch(exec, stream);
     const size_t n = (size_t)state->n_logits;
     if (!code && cuda == cudaSuccess && sampled)
@@ -456,6 +484,7 @@ static int run_step(backend_state *state, flute_error *err) {
     // Wait in any case: whatever was queued reads the inputs.
     const cudaError_t waited = cudaStreamSynchronize(stream);
     if (!code && cuda == cudaSuccess) cuda = waited;
+    if (!code && cuda == cudaSuccess && state->shape.timed) cuda = add_collectives(state);
     return code ? code : cuda == cudaSuccess ? FLUTE_OK : cuda_fail(err, cuda, "a forward step");
 }
 

@@ -34,7 +34,7 @@ typedef struct step_shape {
     int32_t n_rows, n_logits, n_sequences,
         max_blocks; // of decode: a bucket, some rows of which may be padding
     int32_t n_runs; // of prefill; 0: decode
-    int32_t sampled;
+    int32_t sampled, timed;
     int32_t block_tokens, n_ops;
     void *cache;
 } step_shape;
@@ -78,6 +78,7 @@ struct backend_state {
 
     // Several ranks: NULL for a single one.
     comm *ranks;        // borrowed
+    cudaEvent_t *marks; // (max_ops, 2) around the collective of a verb; NULL before a step is timed
     bool idle;          // this rank has no heads
     bf16 *wide;         // (max_rows, own columns and what else is in their first and last unit)
     float *slots;       // (ranks, max_logits, slot_width)
@@ -106,6 +107,11 @@ struct backend_state {
     int32_t *host_tokens; // (max_logits)
     bool has_host_logits;
 };
+
+// A step that becomes a graph: decoding repeats, and its collectives, if any, can be captured.
+static inline bool step_is_captured(const backend_state *state) {
+    return state->shape.n_runs == 0 && (!state->ranks || state->ranks->queued);
+}
 
 // step_ops.cu: queues the verbs of the step, and the sampling if it is sampled.
 int cuda_queue_step(backend_state *state, flute_error *err);

@@ -148,10 +148,20 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
     return check(err, cuda_attention(&args, state->be->device.stream), "attention");
 }
 
+// Of a step that is timed: an event before (0) or behind (1) the collective of op.
+static int mark(const backend_state *state, const step_op *op, int behind, flute_error *err) {
+    if (!state->shape.timed) return FLUTE_OK;
+    const unsigned flags = step_is_captured(state) ? cudaEventRecordExternal : cudaEventRecordDefault;
+    const cudaEvent_t event = state->marks[2 * (op - state->ops) + behind];
+    return check(err, cudaEventRecordWithFlags(event, state->be->device.stream, flags), "an event");
+}
+
 // data: (n_rows, hidden) becomes the sum over all ranks.
-static int sum_ranks(const backend_state *state, float *data, flute_error *err) {
+static int sum_ranks(const backend_state *state, const step_op *op, float *data, flute_error *err) {
     const size_t n = (size_t)state->shape.n_rows * (size_t)state->dims.hidden;
-    return state->ranks->ops->all_reduce(state->ranks, data, n, state->be->device.stream, err);
+    int code = mark(state, op, 0, err);
+    if (!code) code = state->ranks->ops->all_reduce(state->ranks, data, n, state->be->device.stream, err);
+    return code ? code : mark(state, op, 1, err);
 }
 
 static int queue_embed(const backend_state *state, const step_op *op, flute_error *err) {
@@ -163,7 +173,7 @@ static int queue_embed(const backend_state *state, const step_op *op, flute_erro
                                  ? cuda_embed(op->weight, ids, n_rows, op->scale, state->x, stream)
                                  : cudaMemsetAsync(state->x, 0, bytes, stream);
     if (code != cudaSuccess || !state->ranks) return check(err, code, "embedding");
-    return sum_ranks(state, state->x, err);
+    return sum_ranks(state, op, state->x, err);
 }
 
 // x: (n_rows, width), stride apart, as (n_rows, w->n_cols): a rank's part of w begins and ends with whole
@@ -183,8 +193,9 @@ static cudaError_t widen(const backend_state *state, const weight *w, const bf16
 
 // A rank's part of the product, then the sum. What is added to x is summed in x itself: rank 0 adds its part,
 // the others begin anew, and the sum is the new x of all.
-static int queue_shared_product(const backend_state *state, const weight *w, const bf16 *x, int64_t stride,
+static int queue_shared_product(const backend_state *state, const step_op *op, const bf16 *x, int64_t stride,
                                 int64_t width, product_output to, flute_error *err) {
+    const weight *w = op->weight;
     const int n_rows = state->shape.n_rows;
     const size_t bytes = (size_t)n_rows * (size_t)to.stride * sizeof(float);
     if (state->ranks->rank != 0) to.epilogue = LUT_STORE_F32;
@@ -196,7 +207,7 @@ static int queue_shared_product(const backend_state *state, const weight *w, con
     } else if (to.epilogue == LUT_STORE_F32) {
         code = check(err, cudaMemsetAsync(to.y, 0, bytes, state->be->device.stream), "a sum");
     }
-    return code ? code : sum_ranks(state, (float *)to.y, err);
+    return code ? code : sum_ranks(state, op, (float *)to.y, err);
 }
 
 static int queue_project_add(const backend_state *state, const step_op *op, flute_error *err) {
@@ -209,8 +220,7 @@ static int queue_project_add(const backend_state *state, const step_op *op, flut
     if (post_norm) to = {state->product, hidden, LUT_STORE_F32};
     int code;
     if (state->ranks) {
-        code =
-            queue_shared_product(state, op->weight, x, stride, attention ? heads : state->dims.n_ff, to, err);
+        code = queue_shared_product(state, op, x, stride, attention ? heads : state->dims.n_ff, to, err);
     } else {
         lut_gemm_args args = describe_product(op->weight, x, stride, n_rows, to);
         args.x_order = input_order(state, op);
@@ -240,13 +250,16 @@ static int64_t slot_stride(const backend_state *state, int rank) {
 }
 
 // The slots of all ranks as whole rows of logits.
-static int gather_logits(const backend_state *state, flute_error *err) {
+static int gather_logits(const backend_state *state, const step_op *op, flute_error *err) {
     comm *ranks = state->ranks;
     cudaStream_t stream = state->be->device.stream;
     const int64_t n_logits = state->shape.n_logits, n_vocab = state->dims.n_vocab;
     const int64_t slot = n_logits * state->slot_width;
-    int code = ranks->ops->all_gather(ranks, state->slots + ranks->rank * slot, state->slots,
+    int code = mark(state, op, 0, err);
+    if (!code)
+        code = ranks->ops->all_gather(ranks, state->slots + ranks->rank * slot, state->slots,
                                       (size_t)slot * sizeof(float), stream, err);
+    if (!code) code = mark(state, op, 1, err);
     for (int rank = 0; rank < ranks->size && !code && ranks->rank == 0; rank++) {
         const layout_run run = layout_share_rows(n_vocab, rank, ranks->size);
         if (run.n == 0) continue;
@@ -271,7 +284,7 @@ static int queue_head(const backend_state *state, const step_op *op, flute_error
               slot_stride(state, state->ranks->rank), LUT_STORE_F32};
     int code = FLUTE_OK;
     if (op->weight->data) code = multiply_normed(state, op, rows, n_logits, to, err);
-    if (!code && state->ranks) code = gather_logits(state, err);
+    if (!code && state->ranks) code = gather_logits(state, op, err);
     if (code || op->softcap == 0) return code;
     return check(err, cuda_softcap(state->logits, n_logits * n_vocab, op->softcap, state->be->device.stream),
                  "the cap of logits");

@@ -75,6 +75,24 @@ static int64_t whole_row(const shard *s, const arch *a, int index, const weight 
     return ((s->kv_heads.first + group) * (n_queries + 2) + place) * a->head_dim + row % a->head_dim;
 }
 
+// What is kept of the whole tensor, as it comes in chunks, is the same part.
+static void check_keep(const weight *whole, const weight *part, const layout_span *spans, int n_spans) {
+    enum { CHUNK = 1000 };
+    weight kept = *whole;
+    void *room = calloc(whole->size, 1), *parts[2] = {malloc(part->size), malloc(part->size)};
+    assert_true(room && parts[0] && parts[1]);
+    kept.data = room;
+    for (size_t at = 0; at < whole->size; at += CHUNK)
+        for (int s = 0; s < n_spans; s++)
+            shard_keep(&spans[s], (const uint8_t *)whole->data + at, at,
+                       whole->size - at < CHUNK ? whole->size - at : CHUNK, room);
+    shard_copy(whole, spans, n_spans, parts[0]);
+    shard_copy(&kept, spans, n_spans, parts[1]);
+    assert_memory_equal(parts[0], parts[1], part->size);
+    free(room);
+    for (int i = 0; i < 2; i++) free(parts[i]);
+}
+
 // Every value of a part; counts[row of the whole, column] how many ranks have it as their own.
 static void check_part(const shard *s, const arch *a, int index, const weight *whole, uint8_t *counts) {
     weight part;
@@ -84,6 +102,7 @@ static void check_part(const shard *s, const arch *a, int index, const weight *w
         assert_null(part.data);
         return;
     }
+    check_keep(whole, &part, spans, n_spans);
     void *copy = NULL;
     if (!part.data) {
         copy = malloc(part.size);

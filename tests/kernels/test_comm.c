@@ -101,7 +101,7 @@ static int broadcast_body(member *m) {
     int wrong = !data;
     for (int root = 0; root < m->size && !wrong; root++) {
         memset(data, m->rank, SIZE);
-        wrong = m->c->ops->broadcast(m->c, data, SIZE, root, NULL, NULL);
+        wrong = m->c->ops->broadcast(m->c, data, SIZE, root, NULL);
         for (size_t i = 0; i < SIZE; i++) wrong |= data[i] != root;
     }
     free(data);

@@ -114,6 +114,5 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t n, ncclDataType_t 
 ncclResult_t ncclBroadcast(const void *from, void *to, size_t n, ncclDataType_t type, int root, ncclComm_t c,
                            cudaStream_t stream) {
     if (type != ncclUint8 || from != to || !simt::device_memory_contains(to, n)) return ncclInvalidArgument;
-    return queue(c, stream,
-                 [=] { return c->ranks->ops->broadcast(c->ranks, to, n, root, nullptr, nullptr); });
+    return queue(c, stream, [=] { return c->ranks->ops->broadcast(c->ranks, to, n, root, nullptr); });
 }

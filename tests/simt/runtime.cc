@@ -375,6 +375,16 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
                    {[e, record] { e->done = record, e->time = std::chrono::steady_clock::now(); }, nullptr});
 }
 
+// An external event is a node of the graph, which records it whenever it is launched.
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
+    if (flags != cudaEventRecordExternal || !stream || !stream->capture)
+        return cudaEventRecord(event, stream);
+    const guard g;
+    const std::shared_ptr<event_state> e = event->state;
+    return enqueue(stream,
+                   {[e] { e->done = ++e->recorded, e->time = std::chrono::steady_clock::now(); }, nullptr});
+}
+
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     const guard g;
     if (event->state->capture) return report(cudaErrorCapturedEvent);

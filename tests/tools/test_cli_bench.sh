@@ -41,7 +41,7 @@ done
 cp json.txt json.full
 check '--json prints one line' test "$(wc -l <json.txt)" -eq 1
 check '--json parses' python3 -m json.tool json.txt
-for key in version command date device read_bandwidth model weights group weight_bytes decode_bytes kv_token_bytes; do
+for key in version command date device read_bandwidth model weights group weight_bytes decode_bytes kv_token_bytes ranks; do
     check "--json has $key" has_key json.txt "$key"
     check "--help tells $key" grep -qw "$key" help.txt
 done
@@ -77,11 +77,28 @@ check 'no temporary files' no_leftovers
 "$bench" decode -m "$tiny" -t 1 --batches 1 --repeat 1 --json >json.txt # a context of 512
 check 'default lengths beyond the context are left out' same "$(grep -o '"context":[0-9]*' json.txt)" '"context":32'
 
+# Degrees of tensor parallelism.
+"$bench" decode "${small[@]}" --device cpu --tp 2,1 >table.txt
+check 'a list of --tp measures each degree' same "$(grep -c '^ *context ' table.txt)" 2
+check 'and says how they scale: the first one is what the others are compared with' \
+    same "$(awk '/^scaling/ { on = 1 } on && $1 == "decode" { print $2, $3, $4, $6 == "100.0" }' table.txt | xargs)" \
+    '4 1 2 1 4 1 1 0 4 2 2 1 4 2 1 0'
+"$bench" "${small[@]}" --device cpu --tp 1,2 --json >json.txt
+check '--json of a list prints one line' test "$(wc -l <json.txt)" -eq 1
+check 'which parses' python3 -m json.tool json.txt
+check 'records of scaling have the documented keys' has_documented_keys scaling
+check 'records of sums have the documented keys' has_documented_keys sums
+check 'both degrees are there' same "$(grep -o '"ranks":[0-9],"prefill"' json.txt | xargs)" 'ranks:1,prefill ranks:2,prefill'
+check 'the share of collectives is one' test "$(grep -o '"collectives_share":0\.0*[1-9]' json.txt | wc -l)" -eq 2
+
 refuses 2 "what to measure: 'nothing' is none of all, prefill, decode, latency, sums, kernels; *" "$bench" nothing
 refuses 2 "'more' is one argument too many; *" "$bench" decode more
 refuses 2 "--prompt-lengths: '0' is not a whole number from *" "$bench" --prompt-lengths 0
 refuses 2 "--batches: '1,,2' is not a list like 1,2,3; *" "$bench" --batches 1,,2
 refuses 2 "--plot: 'plot.png' ends neither in .svg nor in .html; *" "$bench" --plot plot.png
+refuses 2 '--plot draws one degree: *' "$bench" decode --tp 1,2 --plot plot.svg
+refuses 2 "--tp: '0' is not a whole number from *" "$bench" --tp 1,0
+refuses 1 'there is one rank, and nothing to sum up; *' "$bench" sums "${small[@]}" --tp 1,2 --json
 refuses 2 "--shapes: '64' is not a shape like 4096x4096; *" "$bench" kernels --shapes 64
 refuses 2 "--types: 'f32' is none of *" "$bench" kernels --types f32
 refuses 2 "--group: '48' is none of 32, 64, 128, 256; *" "$bench" kernels --group 48

@@ -113,6 +113,14 @@ else
     refuses 1 'text.flt: cannot open: permission denied; *' "$run" -m text.flt -p text
 fi
 
+# ---- Ranks
+
+ranks=("$run" -m "$parrot" -p text --device cpu)
+refuses 2 "--comm: 'tcp' is none of auto, local, mpi, nccl; *" "${ranks[@]}" --comm tcp
+refuses 2 "--load: 'disk' is none of map, scatter; *" "${ranks[@]}" --load disk
+refuses 1 'NCCL is for GPUs, *' "${ranks[@]}" --tp 2 --comm nccl
+refuses 1 '2 ranks on several hosts, or by --comm mpi: start them with mpirun, *' "${ranks[@]}" --tp 2 --comm mpi
+
 # ---- Outputs
 
 logits=("$run" -m "$tiny" --prompt-ids "$(seq -s, 1 40)" --logits-out)

@@ -104,6 +104,22 @@ check 'the logits are the golden ones' same "$largest" close
 check '--logits-out with -n generates, too' same "$(wc -w <out.txt)" 2
 check 'and replaces the file' same "$(stat -c %s logits.f32)" $((3 * 512 * 4))
 
+# ---- Ranks
+
+exact=(-m model.flt --prompt-ids "$ids" -n 24 --greedy --ignore-eos --kernels ref -t 1 --device cpu)
+mkdir elsewhere
+cp "$tiny" model.flt
+"$run" "${exact[@]}" --tp 3 >out.txt 2>/dev/null
+check 'three ranks say the same' same "$(<out.txt)" "${expected//,/ }"
+export MASTER_PORT=$((30000 + RANDOM % 10000)) WORLD_SIZE=2
+(cd elsewhere && RANK=1 exec "$run" "${exact[@]}" --load scatter >out.txt 2>err.txt) &
+RANK=0 "$run" "${exact[@]}" --load scatter >out.txt 2>/dev/null
+wait $!
+check 'a rank without the file ends well with --load scatter' same "$?" 0
+check 'and helps to say the same' same "$(<out.txt)" "${expected//,/ }"
+check 'without a word of its own' test ! -s elsewhere/out.txt -a ! -s elsewhere/err.txt
+unset MASTER_PORT WORLD_SIZE
+
 # ---- The world around it
 
 say -p 'Hello please' --verbose >/dev/null
