@@ -12,7 +12,8 @@ enum { LUT_VECTORS = 4 };
 typedef __m512i lut_vector;
 
 // LUT2: the 16 pairs of values that two codes side by side stand for, as 32-bit lanes. Otherwise values as
-// 16-bit lanes, repeated, so that bits above a code do not matter; second: of the low nibbles of INT8.
+// 16-bit lanes, repeated, so that bits beside a code do not matter; second: of the odd columns of LUT3
+// (index: third bit at 1, low bits at 2 and 3), of the low nibbles of INT8.
 typedef struct lut_tables {
     __m512i first, second;
 } lut_tables;
@@ -28,7 +29,8 @@ INLINE lut_tables lut_tables_make(const weight *w) {
         first[i] = w->type == WEIGHT_INT8   ? bf16_from_float((float)(16 * (i % 16 - 8)))
                    : w->type == WEIGHT_LUT2 ? w->table[i % 2 ? i / 8 : i / 2 % 4]
                                             : w->table[i % n];
-        second[i] = bf16_from_float((float)(i % 16));
+        second[i] =
+            w->type == WEIGHT_LUT3 ? w->table[i / 4 % 4 + i / 2 % 2 * 4] : bf16_from_float((float)(i % 16));
     }
     return (lut_tables){_mm512_loadu_si512(first), _mm512_loadu_si512(second)};
 }
@@ -38,15 +40,23 @@ INLINE int lut_vectors(weight_type type) {
     return type == WEIGHT_INT8 ? 2 * LUT_VECTORS : LUT_VECTORS;
 }
 
+INLINE bool lut_halves(weight_type type) {
+    return type == WEIGHT_LUT3;
+}
+
 // Vector j pairs columns j and j + 4 of an octet where codes have four bits (they lie in the two halves of a
-// lane), otherwise columns 2j and 2j + 1.
+// lane), columns 2j and 2j + 1 where they have two. Where they have three, half vectors serve both rows: half
+// j pairs column 2j of two octets, half 4 + j column 2j + 1.
 INLINE void lut_order(weight_type type, const float *x, lut_vector *out) {
     const bool nibbles = type == WEIGHT_LUT4 || type == WEIGHT_INT8;
     bf16 ordered[BLOCK_COLS];
     for (int octet = 0; octet < 16; octet++)
         for (int i = 0; i < 8; i++) {
-            const int at = nibbles ? i % 4 * 32 + i / 4 : i / 2 * 32 + i % 2;
-            ordered[at + 2 * octet] = bf16_from_float(x[octet % 4 * RUN_COLS + octet / 4 * 8 + i]);
+            const int t = octet / 4, u = octet % 4;
+            const int at = type == WEIGHT_LUT3 ? (i % 2 * 4 + i / 2) * 16 + (t / 2 * 4 + u) * 2 + t % 2
+                           : nibbles           ? i % 4 * 32 + 2 * octet + i / 4
+                                               : i / 2 * 32 + 2 * octet + i % 2;
+            ordered[at] = bf16_from_float(x[u * RUN_COLS + t * 8 + i]);
         }
     for (int v = 0; v < LUT_VECTORS; v++) out[v] = _mm512_loadu_si512(ordered + v * 32);
 }
@@ -72,23 +82,32 @@ INLINE void decode_pairs(const uint8_t *block, int g, __m512i table, lut_vector 
         rows[i / 4][i % 4] = _mm512_permutexvar_epi32(_mm512_srli_epi32(codes, (unsigned)(4 * i)), table);
 }
 
-// Third bits move above the two low ones: of the even columns as they lie, of the odd ones one lower, whose
-// halves change places on the way. Then even and odd columns of a row become the two halves of a lane:
-// blended for row g, cut from the middle of both for row g + 8.
-INLINE void decode_triples(const uint8_t *block, int g, __m512i table, lut_vector rows[2][LUT_MAX_VECTORS]) {
+// Both rows share a vector: its lane 8h + 4p + u takes the octets t = 2p and 2p + 1 of run u and row g + 8h
+// as its two halves. Even columns get their third bits above the two low ones, odd columns one place below
+// them: so neither moves, and each has a table to suit.
+INLINE void decode_triples(const uint8_t *block, int g, const lut_tables *tables,
+                           lut_vector rows[2][LUT_MAX_VECTORS]) {
+    uint16_t pick[32], pick_third[32], up[32], down[32];
+    for (int i = 0; i < 32; i++) {
+        const int h = i / 16, t = i / 8 % 2 * 2 + i % 2, u = i / 2 % 4;
+        pick[i] = (uint16_t)(8 * t + 2 * u + h);
+        pick_third[i] = (uint16_t)(4 * t + u / 2 * 2 + h);
+        up[i] = u % 2 ? 2 : 0; // third bits of runs 1 and 3 lie two lower
+        down[i] = u % 2 ? 0 : 2;
+    }
     const __m512i low = _mm512_set1_epi32(0x33333333);
-    const __m512i codes = _mm512_loadu_si512(block + 64 * g);
+    const __m512i codes =
+        _mm512_permutexvar_epi16(_mm512_loadu_si512(pick), _mm512_loadu_si512(block + 64 * g));
     const __m512i packed =
         _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)(block + 512 + 32 * g)));
-    const __m512i thirds = _mm512_sllv_epi32(
-        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), packed),
-        _mm512_setr_epi32(0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2, 0, 2)); // runs 1 and 3 lie two lower
-    enum { CHOOSE = 0xca };                                                 // low ? codes : thirds
-    const __m512i even = _mm512_ternarylogic_epi32(low, codes, thirds, CHOOSE);
-    const __m512i odd = _mm512_ternarylogic_epi32(low, _mm512_ror_epi32(codes, 16 + 2),
-                                                  _mm512_ror_epi32(thirds, 16 + 1), CHOOSE);
-    lookup_halves(_mm512_mask_blend_epi16(0xaaaaaaaau, even, odd), table, rows[0]);
-    lookup_halves(_mm512_shldi_epi32(odd, even, 16), table, rows[1]);
+    const __m512i thirds = _mm512_permutexvar_epi16(_mm512_loadu_si512(pick_third), packed);
+    // The first operand is overwritten: it is not the constant, which would have to be copied.
+    const __m512i even = _mm512_ternarylogic_epi32(_mm512_sllv_epi16(thirds, _mm512_loadu_si512(up)), codes,
+                                                   low, 0xd8); // low ? codes : thirds
+    const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srlv_epi16(thirds, _mm512_loadu_si512(down)), codes,
+                                                  low, 0xe4); // low ? thirds : codes
+    lookup_halves(even, tables->first, rows[0]);
+    lookup_halves(odd, tables->second, rows[1]);
 }
 
 INLINE void lut_decode(weight_type type, const lut_tables *tables, const uint8_t *block, int g,
@@ -96,11 +115,16 @@ INLINE void lut_decode(weight_type type, const lut_tables *tables, const uint8_t
     if (type == WEIGHT_LUT2)
         decode_pairs(block, g, tables->first, rows);
     else if (type == WEIGHT_LUT3)
-        decode_triples(block, g, tables->first, rows);
+        decode_triples(block, g, tables, rows);
     else
         decode_nibbles(block, g, tables->first, rows[0], rows[1]);
     if (type == WEIGHT_INT8)
         decode_nibbles(block + 1024, g, tables->second, rows[0] + LUT_VECTORS, rows[1] + LUT_VECTORS);
+}
+
+INLINE lut_vector lut_load(weight_type type, const uint8_t *x, int r, int v) {
+    if (type != WEIGHT_LUT3) return _mm512_loadu_si512(x + v % LUT_VECTORS * 64);
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(x + (4 * r + v) * 32)));
 }
 
 INLINE vfloat lut_dot(vfloat sums, lut_vector weights, lut_vector x) {

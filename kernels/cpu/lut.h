@@ -8,7 +8,8 @@
 //   LUT_VECTORS    vectors of activations of a block
 //   LUT_ROW_PAIRS  pairs of rows that are decoded before they meet more than one token
 //   VBROADCAST4(p) the four floats at p in every run of four lanes
-//   lut_tables, lut_tables_make, lut_order, lut_vectors, lut_decode, lut_dot   as declared below
+//   lut_tables, lut_tables_make, lut_order, lut_load, lut_vectors, lut_halves, lut_decode, lut_dot
+//                  as declared below
 #ifndef FLUTE_KERNELS_CPU_LUT_H
 #define FLUTE_KERNELS_CPU_LUT_H
 
@@ -23,10 +24,14 @@ enum { PREFETCH_BYTES = 4096, LUT_TOKENS = 8, LUT_MAX_VECTORS = 2 * LUT_VECTORS 
 INLINE lut_tables lut_tables_make(const weight *w);
 // Writes the activations of one block, 128 floats, in the order of decoded weights.
 INLINE void lut_order(weight_type type, const float *x, lut_vector *out);
-// Rows g and g + 8 of a block. A row is lut_vectors(type) long; vector v meets activations v % LUT_VECTORS.
+// Rows g and g + 8 of a block, lut_vectors(type) each. Where lut_halves(type), both rows lie in every vector,
+// g in its lower half, and rows[0] and rows[1] are different columns of them.
 INLINE int lut_vectors(weight_type type);
+INLINE bool lut_halves(weight_type type);
 INLINE void lut_decode(weight_type type, const lut_tables *tables, const uint8_t *block, int g,
                        lut_vector rows[2][LUT_MAX_VECTORS]);
+// The activations, out of those of a block, that vector v of rows[r] meets.
+INLINE lut_vector lut_load(weight_type type, const uint8_t *x, int r, int v);
 // sums + weights · x, lane by lane.
 INLINE vfloat lut_dot(vfloat sums, lut_vector weights, lut_vector x);
 
@@ -47,12 +52,6 @@ static void prepare_quantized(const weight *w, const float *x, int n_rows, int t
             out += sizeof ordered;
         }
     }
-}
-
-INLINE lut_vector lut_load(const uint8_t *x, int i) {
-    lut_vector v;
-    memcpy(&v, x + (size_t)i * sizeof v, sizeof v);
-    return v;
 }
 
 // The scales of a block: four floats for each row, one for each run. The row at place r of the panel's order
@@ -96,12 +95,19 @@ INLINE void multiply_rows(const weight_type type, const lut_tables *tables, cons
     for (int i = 0; i < pairs; i++) lut_decode(type, tables, block, g + i, rows + 2 * i);
     for (int m = 0; m < n_tokens; m++, x += token_bytes, totals += PANEL_ROWS) {
         vfloat sums[2 * LUT_ROW_PAIRS] = {0};
-        for (int v = 0; v < lut_vectors(type); v++) {
-            const lut_vector activations = lut_load(x, v % LUT_VECTORS);
-            for (int r = 0; r < 2 * pairs; r++) sums[r] = lut_dot(sums[r], rows[r][v], activations);
+        for (int v = 0; v < lut_vectors(type); v++)
+            for (int r = 0; r < 2 * pairs; r++)
+                sums[r] = lut_dot(sums[r], rows[r][v], lut_load(type, x, r % 2, v));
+        for (int r = 0; r < 2 * pairs; r += 2) {
+            const vfloat scale = VBROADCAST4(scales + scale_at(2 * g + r)),
+                         scale8 = VBROADCAST4(scales + scale_at(2 * g + r + 1));
+            if (lut_halves(type)) {
+                totals[2 * g + r] += (sums[r] + sums[r + 1]) * vhalves(scale, scale8);
+            } else {
+                totals[2 * g + r] += sums[r] * scale;
+                totals[2 * g + r + 1] += sums[r + 1] * scale8;
+            }
         }
-        for (int r = 0; r < 2 * pairs; r++)
-            totals[2 * g + r] += sums[r] * VBROADCAST4(scales + scale_at(2 * g + r));
     }
 }
 
@@ -164,6 +170,11 @@ INLINE void multiply_panel(const weight_type type, const weight *w, const lut_ta
         unit = unit_scales +
                (w->group_size < BLOCK_COLS ? BLOCK_COLS / w->group_size : 1) * PANEL_ROWS * sizeof(f16);
     }
+    if (lut_halves(type))
+        for (int i = 0; i < n_tokens * PANEL_ROWS; i += 2) {
+            totals[i + 1] = vhalves((vfloat){0}, totals[i]);
+            totals[i] = vhalves(totals[i], (vfloat){0});
+        }
     // Row n < 8 has place 2n in the order of scales, row n + 8 the next.
     for (int m = 0; m < n_tokens; m++, out += stride)
         for (int n = 0; n < PANEL_ROWS; n += 4) {

@@ -35,6 +35,11 @@ INLINE int lut_vectors(weight_type type) {
     return LUT_VECTORS;
 }
 
+INLINE bool lut_halves(weight_type type) {
+    (void)type;
+    return false;
+}
+
 INLINE void lut_order(weight_type type, const float *x, lut_vector *out) {
     float ordered[BLOCK_COLS];
     (void)type;
@@ -90,6 +95,11 @@ INLINE void lut_decode(weight_type type, const lut_tables *tables, const uint8_t
                 rows[r][(i + 1) * LUT_PARTS + part] = LUT_LOOKUP8(tables->first, odd >> (16 * r + 2 * i));
             }
     }
+}
+
+INLINE lut_vector lut_load(weight_type type, const uint8_t *x, int r, int v) {
+    (void)type, (void)r;
+    return vload((const float *)(const void *)x + v * VECTOR_FLOATS);
 }
 
 INLINE vfloat lut_dot(vfloat sums, lut_vector weights, lut_vector x) {

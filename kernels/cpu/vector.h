@@ -50,6 +50,13 @@ INLINE vfloat vselect(vint mask, vfloat a, vfloat b) {
     return (vfloat)(((vint)a & mask) | ((vint)b & ~mask));
 }
 
+// The lower half of a and the upper half of b.
+INLINE vfloat vhalves(vfloat a, vfloat b) {
+    vint lower = {0};
+    for (int i = 0; i < VECTOR_FLOATS / 2; i++) lower[i] = -1;
+    return vselect(lower, a, b);
+}
+
 // The larger one; b where a is NaN.
 INLINE vfloat vmax(vfloat a, vfloat b) {
     return vselect(a > b, a, b);
