@@ -287,7 +287,8 @@ static __global__ void rotate(const __grid_constant__ rotate_params p, uint16_t 
     dependents_launch();
     const int position = p.rows.positions[row];
     lane_rotation<MAX_PAIRS> rotation;
-    rotation.turn(p.inv_freq, p.rows.head_dim, position);
+    rotation.load(p.inv_freq, p.rows.head_dim);
+    rotation.turn(position);
     dependency_wait();
     if (position < 0) return;
     const cuda_rows &r = p.rows;

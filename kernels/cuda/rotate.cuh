@@ -50,13 +50,17 @@ __device__ __forceinline__ int pair_place(int c) {
 template <int PAIRS> struct lane_rotation {
     float cosine[PAIRS], sine[PAIRS];
 
-    __device__ __forceinline__ void turn(const float *inv_freq, int head_dim, int position) {
-        const int lane = threadIdx.x % WARP;
+    // Frequencies, in place of cosines.
+    __device__ __forceinline__ void load(const float *inv_freq, int head_dim) {
 #pragma unroll
         for (int i = 0; i < PAIRS; i++) {
-            const int c = lane + i * WARP;
-            if (c < head_dim / 2) sincosf((float)position * inv_freq[c], &sine[i], &cosine[i]);
+            const int c = threadIdx.x % WARP + i * WARP;
+            cosine[i] = c < head_dim / 2 ? inv_freq[c] : 0.0f;
         }
+    }
+    __device__ __forceinline__ void turn(int position) {
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) sincosf((float)position * cosine[i], &sine[i], &cosine[i]);
     }
 };
 
