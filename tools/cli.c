@@ -220,6 +220,43 @@ void cli_put_text(FILE *out, const char *text, size_t size, bool safe) {
     }
 }
 
+enum { PROGRESS_WIDTH = 30, PROGRESS_NAME = 28 };
+
+void cli_progress(double share, const char *what) {
+    if (!isatty(STDERR_FILENO)) return;
+    const int filled = (int)(share * PROGRESS_WIDTH);
+    fprintf(stderr, "\r[%.*s%*s] %3d%%  %-*s", filled,
+            "==============================", PROGRESS_WIDTH - filled, "", (int)(100 * share), PROGRESS_NAME,
+            what);
+    fflush(stderr);
+}
+
+void cli_progress_end(void) {
+    if (isatty(STDERR_FILENO)) fprintf(stderr, "\r%*s\r", PROGRESS_WIDTH + PROGRESS_NAME + 10, "");
+}
+
+typedef struct loading {
+    double begin, end; // 0: nothing was to be done
+} loading;
+
+static void show_loading(void *user, uint64_t done, uint64_t total) {
+    loading *l = user;
+    l->end = cli_now();
+    if (done == 0) l->begin = l->end;
+    cli_progress((double)done / (double)total, "loading");
+}
+
+int cli_open_model(flute_model **model, const char *path, const flute_model_options *options, double *seconds,
+                   flute_error *err) {
+    loading l = {0};
+    flute_model_options shown = *options;
+    shown.progress = show_loading, shown.progress_user = &l;
+    int code = flute_model_open(model, path, &shown, err);
+    if (l.end > 0) cli_progress_end();
+    if (seconds) *seconds = l.end - l.begin;
+    return code;
+}
+
 int cli_put_json(yyjson_mut_doc *doc, flute_error *err) {
     char *text = yyjson_mut_write(doc, YYJSON_WRITE_NOFLAG, NULL);
     if (!text) return fail(err, FLUTE_ENOMEM, "out of memory for the JSON output");

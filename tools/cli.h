@@ -55,6 +55,16 @@ int cli_tokenize(const flute_model *model, const char *origin, const char *text,
 // \u009b), so that nothing a model says is executed by the terminal.
 void cli_put_text(FILE *out, const char *text, size_t size, bool safe);
 
+// Draws a bar on standard error where that is a terminal: the share that is done, 0 to 1, and of what.
+// cli_progress_end takes it away.
+void cli_progress(double share, const char *what);
+void cli_progress_end(void);
+
+// flute_model_open with a progress bar. *seconds, unless NULL: what checking the file and copying it to the
+// device took; 0 where there was nothing to do.
+int cli_open_model(flute_model **model, const char *path, const flute_model_options *options, double *seconds,
+                   flute_error *err);
+
 // Writes a JSON document to standard output as one line and flushes.
 int cli_put_json(yyjson_mut_doc *doc, flute_error *err);
 

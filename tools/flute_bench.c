@@ -296,8 +296,8 @@ static int measure(const bench_options *options, bench_report *report, flute_err
     } else {
         if (!options->model_path) code = cli_default_model(path, sizeof path, err);
         if (!code)
-            code = flute_model_open(&model, options->model_path ? options->model_path : path, &options->model,
-                                    err);
+            code = cli_open_model(&model, options->model_path ? options->model_path : path, &options->model,
+                                  NULL, err);
         if (!code) code = bench_model(model, options, report, out, err);
     }
     if (!code && options->json) code = write_json(report, err);

@@ -181,7 +181,7 @@ static int score_text(scorer *s, const perplexity_options *o, const int32_t *ids
 
 static int open_model(flute_model **model, flute_session **session, const char *path, int *context,
                       const perplexity_options *o, flute_error *err) {
-    int code = flute_model_open(model, path, &o->model, err);
+    int code = cli_open_model(model, path, &o->model, NULL, err);
     if (code) return code;
     flute_model_info info;
     flute_model_get_info(*model, &info);

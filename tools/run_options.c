@@ -43,7 +43,7 @@ static const char usage[] =
     "                           only when -n is given, too\n"
     "      --json               prints one object instead of the text: text, tokens, prompt_tokens, finish,\n"
     "                           prefill_tokens_per_second, decode_tokens_per_second and more\n"
-    "  -v, --verbose            says more on standard error\n"
+    "  -v, --verbose            says more on standard error: the model, how fast it was loaded, the seed\n"
     "  -h, --help               this text\n"
     "      --version            the version\n";
 
