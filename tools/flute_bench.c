@@ -11,6 +11,8 @@
 #include "tools/bench.h"
 #include "tools/cli.h"
 
+enum { DEFAULT_REPEATS = 3 };
+
 static const char usage[] =
     "Usage: flute-bench [all|prefill|decode|latency|sums|kernels] [options]\n"
     "\n"
@@ -31,12 +33,17 @@ static const char usage[] =
     "  -c, --contexts LIST         decode: tokens in the cache at the start (default 32,512)\n"
     "      --batches LIST          decode, latency: sequences that run together (default 1,4,8)\n"
     "  -n, --generate N            decode, latency: tokens that each sequence generates (default 32)\n"
-    "      --shapes LIST           kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3-8B)\n"
+    "      --shapes LIST           kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3-8B;\n"
+    "                              on a GPU also of Llama-3-70B)\n"
     "      --types LIST            kernels: lut4,lut3,lut2,int8 (default: all); bf16 always runs\n"
-    "      --rows LIST             kernels: M, the rows of activations (default, on the CPU: 1,8,16,64)\n"
+    "      --rows LIST             kernels: M, the rows of activations (default 1,8,16,64; on a GPU\n"
+    "                              1,2,4,8,16,32,64,256)\n"
     "      --group N               kernels: columns per scale (default 128)\n"
+    "      --path NAME             kernels on a GPU, to compare them: auto, gemv, tile or wide (default "
+    "auto)\n"
     "      --repeat N              measurements of each, after one to warm up; the median counts (default "
-    "3)\n"
+    "3;\n"
+    "                              kernels on a GPU: 15)\n"
     "  -t, --threads N             CPU threads (default: all)\n"
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
@@ -146,6 +153,7 @@ enum {
     OPT_TYPES,
     OPT_ROWS,
     OPT_GROUP,
+    OPT_PATH,
     OPT_REPEAT,
     OPT_DEVICE,
     OPT_KERNELS,
@@ -164,6 +172,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"types", required_argument, NULL, OPT_TYPES},
                                              {"rows", required_argument, NULL, OPT_ROWS},
                                              {"group", required_argument, NULL, OPT_GROUP},
+                                             {"path", required_argument, NULL, OPT_PATH},
                                              {"repeat", required_argument, NULL, OPT_REPEAT},
                                              {"threads", required_argument, NULL, 't'},
                                              {"device", required_argument, NULL, OPT_DEVICE},
@@ -181,7 +190,6 @@ static const bench_options defaults = {
     .contexts = {2, {32, 512}, false},
     .batches = {3, {1, 4, 8}, false},
     .n_generate = 32,
-    .repeats = 3,
     .n_types = 5,
     .types = {WEIGHT_BF16, WEIGHT_LUT4, WEIGHT_LUT3, WEIGHT_LUT2, WEIGHT_INT8},
     .group_size = 128,
@@ -199,6 +207,7 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 }
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
+    static const char *const paths[] = {"auto", "gemv", "tile", "wide", NULL}; // as lut_path
     int code;
     if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
     switch (option) {
@@ -225,6 +234,8 @@ static int parse_option(int option, const char *text, bench_options *o, flute_er
         if (parse_int("--group", text, 32, 256, &o->group_size, err) || (o->group_size & (o->group_size - 1)))
             return fail(err, FLUTE_EINVAL, "--group: '%s' is none of 32, 64, 128, 256", text);
         return FLUTE_OK;
+    case OPT_PATH:
+        return cli_parse_name("--path", text, paths, &o->path, err);
     case OPT_REPEAT:
         return parse_int("--repeat", text, 1, 1000, &o->repeats, err);
     case OPT_DEVICE:
@@ -353,6 +364,7 @@ int main(int argc, char **argv) {
     }
     if (!code) code = parse_command(argc, argv, &command, &err);
     if (code) return cli_fail("flute-bench", &err, true);
+    if (!options.repeats && strcmp(command, "kernels") != 0) options.repeats = DEFAULT_REPEATS;
     int status;
     if (!ranks_begin("flute-bench", &options.ranks, &options.model, &status)) return status;
     status = run(command, &options, &err) ? cli_fail("flute-bench", &err, false) : CLI_OK;
