@@ -3,10 +3,11 @@
 # Usage: test_cli_bench_cuda.sh BUILD ROOT FLUTE_BENCH MODEL.flt
 # shellcheck disable=SC2317 # `check` calls the functions
 set -u
+program=$(realpath "$3") model=$(realpath "$4")
 # shellcheck source=tests/tools/tap.sh
 source "$2/tests/tools/tap.sh" "$1" "$2"
-ln -s "$3" flute-bench # its name, in messages
-bench=./flute-bench model=$4
+ln -s "$program" flute-bench # its name, in messages
+bench=./flute-bench
 # shellcheck disable=SC2054 # commas are part of the values
 kernels=(kernels --shapes 64x128 --repeat 1)
 
