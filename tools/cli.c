@@ -87,20 +87,31 @@ int cli_parse_name(const char *option, const char *text, const char *const *name
     return fail(err, FLUTE_EINVAL, "%s: '%s' is none of %s", option, text, list);
 }
 
-int cli_parse_device(const char *text, flute_device *out, flute_error *err) {
-    static const char *const names[] = {"auto", "cpu", "cuda", NULL};
-    int index;
-    int code = cli_parse_name("--device", text, names, &index, err);
-    if (!code) *out = (flute_device)index;
-    return code;
-}
-
-int cli_parse_kernels(const char *text, flute_kernels *out, flute_error *err) {
-    static const char *const names[] = {"auto", "ref", NULL};
-    int index;
-    int code = cli_parse_name("--kernels", text, names, &index, err);
-    if (!code) *out = (flute_kernels)index;
-    return code;
+bool cli_parse_model_option(int option, const char *text, flute_model_options *out, int *code,
+                            flute_error *err) {
+    static const char *const devices[] = {"auto", "cpu", "cuda", NULL}, *const kernels[] = {"auto", "ref",
+                                                                                            NULL};
+    int64_t n_threads = 0;
+    int index = 0;
+    *code = FLUTE_OK;
+    switch (option) {
+    case 't':
+        if (!(*code = cli_parse_int("-t", text, 1, 1024, &n_threads, err))) out->n_threads = (int)n_threads;
+        return true;
+    case CLI_OPT_DEVICE:
+        if (!(*code = cli_parse_name("--device", text, devices, &index, err)))
+            out->device = (flute_device)index;
+        return true;
+    case CLI_OPT_KERNELS:
+        if (!(*code = cli_parse_name("--kernels", text, kernels, &index, err)))
+            out->kernels = (flute_kernels)index;
+        return true;
+    case CLI_OPT_NO_VERIFY:
+        out->no_verify = true;
+        return true;
+    default:
+        return false;
+    }
 }
 
 int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n, flute_error *err) {

@@ -155,9 +155,6 @@ enum {
     OPT_GROUP,
     OPT_PATH,
     OPT_REPEAT,
-    OPT_DEVICE,
-    OPT_KERNELS,
-    OPT_NO_VERIFY,
     OPT_PLOT,
     OPT_JSON,
     OPT_VERSION
@@ -174,10 +171,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"group", required_argument, NULL, OPT_GROUP},
                                              {"path", required_argument, NULL, OPT_PATH},
                                              {"repeat", required_argument, NULL, OPT_REPEAT},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"device", required_argument, NULL, OPT_DEVICE},
-                                             {"kernels", required_argument, NULL, OPT_KERNELS},
-                                             {"no-verify", no_argument, NULL, OPT_NO_VERIFY},
+                                             CLI_MODEL_LONG_OPTIONS,
                                              {"plot", required_argument, NULL, OPT_PLOT},
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
@@ -209,15 +203,15 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
     static const char *const paths[] = {"auto", "gemv", "tile", "wide", NULL}; // as lut_path
     int code;
-    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err) ||
+        cli_parse_model_option(option, text, &o->model, &code, err))
+        return code;
     switch (option) {
     case 'm':
         o->model_path = text;
         return FLUTE_OK;
     case 'n':
         return parse_int("--generate", text, 1, 1 << 20, &o->n_generate, err);
-    case 't':
-        return parse_int("--threads", text, 1, 1024, &o->model.n_threads, err);
     case 'c':
         return parse_list("--contexts", text, &o->contexts, err);
     case OPT_PROMPTS:
@@ -238,13 +232,6 @@ static int parse_option(int option, const char *text, bench_options *o, flute_er
         return cli_parse_name("--path", text, paths, &o->path, err);
     case OPT_REPEAT:
         return parse_int("--repeat", text, 1, 1000, &o->repeats, err);
-    case OPT_DEVICE:
-        return cli_parse_device(text, &o->model.device, err);
-    case OPT_KERNELS:
-        return cli_parse_kernels(text, &o->model.kernels, err);
-    case OPT_NO_VERIFY:
-        o->model.no_verify = true;
-        return FLUTE_OK;
     case OPT_PLOT:
         o->plot_path = text;
         return bench_plot_check(text, err);
