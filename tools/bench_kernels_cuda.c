@@ -59,6 +59,7 @@ static int fill_random(void *to, size_t size, const weight *w, flute_error *err)
         n = size - done < done ? size - done : done;
         code = cudaMemcpy((uint8_t *)to + done, to, n, cudaMemcpyDeviceToDevice);
     }
+    if (code == cudaSuccess) code = cudaDeviceSynchronize(); // the products' stream would not wait
     free(host);
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "random weights");
 }
