@@ -416,9 +416,33 @@ int64_t flt_n_chunks(const flt *file) {
     return last->first_chunk + blob_chunks(last);
 }
 
-void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests) {
-    digest_job job = {.file = file, .first = first, .digests = digests};
-    threads_for(pool, n, 4, digest_chunks, &job);
+static int64_t clamp(int64_t value, int64_t low, int64_t high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+uint64_t flt_chunks_bytes(const flt *file, int64_t first, int64_t n) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < file->n_blobs; i++) {
+        const struct flt_blob *blob = &file->blobs[i];
+        const int64_t n_chunks = blob_chunks(blob), begin = clamp(first - blob->first_chunk, 0, n_chunks),
+                      end = clamp(first + n - blob->first_chunk, 0, n_chunks);
+        if (begin == end) continue;
+        bytes += (end == n_chunks ? blob->extent : (uint64_t)end * FLT_CHUNK_BYTES) -
+                 (uint64_t)begin * FLT_CHUNK_BYTES;
+    }
+    return bytes;
+}
+
+void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests,
+                       const flt_progress *progress) {
+    enum { REPORT_CHUNKS = 128 }; // between reports: some 10 ms from memory
+    const int64_t end = first + n;
+    for (int64_t piece; first < end; first += piece) {
+        piece = progress && end - first > REPORT_CHUNKS ? REPORT_CHUNKS : end - first;
+        digest_job job = {.file = file, .first = first, .digests = digests};
+        threads_for(pool, piece, 4, digest_chunks, &job);
+        if (progress) progress->advance(progress->user, flt_chunks_bytes(file, first, piece));
+    }
 }
 
 int flt_compare_digests(const flt *file, const uint64_t *digests, const char *origin, flute_error *err) {
@@ -436,11 +460,12 @@ int flt_compare_digests(const flt *file, const uint64_t *digests, const char *or
     return FLUTE_OK;
 }
 
-int flt_verify(const flt *file, thread_pool *pool, const char *origin, flute_error *err) {
+int flt_verify(const flt *file, thread_pool *pool, const char *origin, const flt_progress *progress,
+               flute_error *err) {
     const int64_t n_chunks = flt_n_chunks(file);
     uint64_t *digests = calloc((size_t)n_chunks + 1, sizeof *digests);
     if (!digests) return fail_memory(err, ((size_t)n_chunks + 1) * sizeof *digests, "checksums");
-    flt_digest_chunks(file, pool, 0, n_chunks, digests);
+    flt_digest_chunks(file, pool, 0, n_chunks, digests, progress);
     int code = flt_compare_digests(file, digests, origin, err);
     free(digests);
     return code;

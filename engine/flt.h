@@ -50,13 +50,22 @@ void flt_free(flt *file); // accepts a zeroed one
 // A number that tells files apart: the checksum of prefix and header, which holds the checksums of all else.
 uint64_t flt_identity(const flt *file);
 
+// Told, by the calling thread, of bytes that have been read since the last time.
+typedef struct flt_progress {
+    void (*advance)(void *user, uint64_t bytes);
+    void *user;
+} flt_progress;
+
 // Compares the checksum of every region with the header's, on all threads. Names the first region that
-// differs.
-int flt_verify(const flt *file, thread_pool *pool, const char *origin, flute_error *err);
+// differs. progress may be NULL.
+int flt_verify(const flt *file, thread_pool *pool, const char *origin, const flt_progress *progress,
+               flute_error *err);
 // The same in parts, for those who share the work: the digests of some of the file's chunks, and the
 // comparison once all are there. digests: (flt_n_chunks).
 int64_t flt_n_chunks(const flt *file);
-void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests);
+uint64_t flt_chunks_bytes(const flt *file, int64_t first, int64_t n);
+void flt_digest_chunks(const flt *file, thread_pool *pool, int64_t first, int64_t n, uint64_t *digests,
+                       const flt_progress *progress);
 int flt_compare_digests(const flt *file, const uint64_t *digests, const char *origin, flute_error *err);
 
 // Writing. Tensors may be added in any order; each is complete when added. The header comes last but stands

@@ -85,6 +85,11 @@ typedef struct flute_model_options {
     flute_ranks *ranks; // NULL: this process alone
     flute_comm comm;    // of rank 0 counts
     bool scatter;       // only rank 0 has the file: it sends the others their parts
+    // Told how loading gets on, by the thread that opens the model: bytes checked and copied to the device by
+    // this process, of all that it has to. done is 0 first and total at last. Not called where there is
+    // nothing to do: a CPU uses the file where it is, and with no_verify reads it later. NULL: nobody.
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *progress_user;
 } flute_model_options;
 
 // Opens a .flt file. options == NULL means all defaults (a zeroed struct).

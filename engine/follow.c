@@ -61,7 +61,7 @@ static int follow_open(follower *f, followed *m, uint64_t size, flute_error *err
         own = layout_share(m->message.n_chunks, ranks_local_rank(f->ranks), ranks_local_size(f->ranks));
         digests = malloc((size_t)m->message.n_chunks * sizeof *digests + 1);
         if (digests)
-            flt_digest_chunks(&m->model->file, m->model->pool, own.first, own.n, digests);
+            flt_digest_chunks(&m->model->file, m->model->pool, own.first, own.n, digests, NULL);
         else
             code = fail_memory(&result, (size_t)m->message.n_chunks * sizeof *digests, "checksums");
     }

@@ -53,7 +53,7 @@ static int verify_together(const flute_model *model, bool verify, flute_error *e
     h.digests = calloc(n + 1, sizeof *h.digests);
     if (!h.digests) return fail_memory(err, n * sizeof *h.digests, "checksums");
     const layout_run own = layout_share(h.n_chunks, 0, ranks_local_size(ranks));
-    flt_digest_chunks(&model->file, model->pool, own.first, own.n, h.digests);
+    flt_digest_chunks(&model->file, model->pool, own.first, own.n, h.digests, &model->progress.reading);
     int code = ranks_collect(ranks, place_digests, &h, err);
     if (!code) code = compare_hosts(model, &h, err);
     free(h.digests);
@@ -89,7 +89,7 @@ int lead_open(flute_model *model, const flute_model_options *options, flute_erro
     snprintf(message.comm_kind, sizeof message.comm_kind, "%s", kind->name);
     int code = kind->ticket(&message.ticket, err);
     if (!code && options->scatter && !options->no_verify)
-        code = flt_verify(file, model->pool, model->path, err);
+        code = flt_verify(file, model->pool, model->path, &model->progress.reading, err);
     if (code) return code;
     const ranks_part parts[] = {{&message, sizeof message}, {file->base, file->header_size}};
     code = ranks_tell(ranks, RANKS_OPEN, model->lead.model, parts, options->scatter ? 2 : 1, err);

@@ -89,6 +89,38 @@ uint64_t model_available_memory(const flute_model *model) {
 
 // ---- Opening
 
+static void advance(void *user, uint64_t bytes) {
+    load_progress *p = user;
+    p->done += bytes;
+    if (p->report && p->total) p->report(p->user, p->done, p->total);
+}
+
+// Bytes of this rank's part of the weights: in the file, or on a device, where dense f32 is half as large.
+static uint64_t part_bytes(const flute_model *model, bool placed) {
+    const arch *a = &model->file.arch;
+    uint64_t bytes = 0;
+    for (int i = 0; i < arch_n_tensors(a); i++) {
+        weight w;
+        layout_span spans[2];
+        if (!model->file.tensors[i].data) continue;
+        shard_weight(&model->shard, a, i, &model->file.tensors[i], &w, spans);
+        bytes += placed && w.type == WEIGHT_F32 ? w.size / 2 : w.size;
+    }
+    return bytes;
+}
+
+// What lies ahead of this process: its share of the checksums, and of the weights where they are copied.
+static void begin_progress(flute_model *model, const flute_model_options *options) {
+    load_progress *p = &model->progress;
+    const int64_t n_chunks = flt_n_chunks(&model->file);
+    const int n_readers = options->scatter ? 1 : ranks_local_size(options->ranks);
+    p->report = options->progress, p->user = options->progress_user;
+    if (!options->no_verify)
+        p->total = flt_chunks_bytes(&model->file, 0, layout_share(n_chunks, 0, n_readers).n);
+    if (model->device->own_memory) p->total += part_bytes(model, false);
+    advance(p, 0);
+}
+
 static int check_options(const flute_model_options *options, flute_error *err) {
     if (options->device < FLUTE_DEVICE_AUTO || options->device > FLUTE_DEVICE_CUDA)
         return fail(err, FLUTE_EINVAL, "device %d: there is no such device", (int)options->device);
@@ -109,6 +141,7 @@ int model_create(flute_model **out, const char *path, const flute_model_options 
     pthread_mutex_init(&model->lock, NULL);
     model->ranks = options->ranks;
     model->wanted = options->comm;
+    model->progress.reading = (flt_progress){advance, &model->progress};
     model->path = strdup(path);
     if (!model->path) return fail_memory(err, strlen(path) + 1, "a file name");
     int n_threads = options->n_threads;
@@ -167,19 +200,10 @@ static int read_tokenizer(flute_model *model, flute_error *err) {
     return code;
 }
 
-// Whether the weights fit, before the first of them is copied. Dense f32 becomes half as large there.
+// Whether the weights fit, before the first of them is copied.
 static int check_memory(const flute_model *model, flute_error *err) {
-    const arch *a = &model->file.arch;
-    uint64_t bytes = 0;
     if (!model->device->own_memory) return FLUTE_OK;
-    for (int i = 0; i < arch_n_tensors(a); i++) {
-        weight w;
-        layout_span spans[2];
-        if (!model->file.tensors[i].data) continue;
-        shard_weight(&model->shard, a, i, &model->file.tensors[i], &w, spans);
-        bytes += w.type == WEIGHT_F32 ? w.size / 2 : w.size;
-    }
-    const uint64_t available = model_available_memory(model);
+    const uint64_t bytes = part_bytes(model, true), available = model_available_memory(model);
     if (bytes <= available) return FLUTE_OK;
     return fail(err, FLUTE_ENOMEM,
                 "%s: the weights need %.1f GiB, but %.1f GiB of the GPU's memory are free; use fewer bits "
@@ -207,6 +231,7 @@ static int place_tensor(flute_model *model, int index, flute_error *err) {
         host.data = copy;
     }
     int code = model->be->ops->weight_place(model->be, &host, placed, err);
+    if (!code && model->device->own_memory) advance(&model->progress, host.size);
     if (!code && placed->data == copy)
         model->copies[index] = copy;
     else
@@ -311,13 +336,14 @@ static int open_model(flute_model **model, const char *path, const flute_model_o
     int code = model_create(model, path, options, err);
     if (!code) code = model_read(*model, err);
     if (code) return code;
+    begin_progress(*model, options);
     if (options->ranks) {
         flute_model_options same = *options; // on every rank the device that was found here
         same.device = (*model)->device->device;
         (*model)->lead = (lead){options->ranks, ranks_new_model(options->ranks)};
         code = lead_open(*model, &same, err);
     } else if (!options->no_verify) {
-        code = flt_verify(&(*model)->file, (*model)->pool, path, err);
+        code = flt_verify(&(*model)->file, (*model)->pool, path, &(*model)->progress.reading, err);
     }
     if (!code) code = read_tokenizer(*model, err);
     if (!code) code = model_place(*model, err);

@@ -17,6 +17,14 @@
 
 struct device_kind; // model.c
 
+// How much has been read, for flute_model_options.progress.
+typedef struct load_progress {
+    void (*report)(void *user, uint64_t done, uint64_t total); // NULL: nobody wants to know
+    void *user;
+    uint64_t done, total;
+    flt_progress reading; // advances this
+} load_progress;
+
 struct flute_model {
     char *path;
     file_map map;
@@ -37,6 +45,7 @@ struct flute_model {
     model_weights weights;
     flute_model_info info;
     char device_line[256];
+    load_progress progress;
 
     // Sessions share one KV pool and one set of activation buffers: the lock serializes their forward steps,
     // which share the device anyway.

@@ -39,13 +39,14 @@ typedef struct bench_options {
     bench_list contexts; // tokens in the cache when decoding starts
     bench_list batches;  // sequences decoded together
     int n_generate;      // tokens that each sequence generates in a measurement
-    int repeats;         // measurements; the median is reported
+    int repeats;         // measurements; the median is reported; 0: as many as the device of kernels takes
     int n_shapes;        // kernels: matrices N × K; 0: those of the device
     int64_t shapes[BENCH_MAX_VALUES][2];
     int n_types; // kernels: weight types, bf16 first
     weight_type types[BENCH_MAX_TYPES];
     bench_list rows; // kernels: M; n 0: those of the device
     int group_size;  // kernels
+    int path;        // kernels on a GPU: a lut_path
 } bench_options;
 
 // The median of n ≥ 1 values, which it sorts.
@@ -131,6 +132,11 @@ int bench_report_plot(const bench_report *report, const char *path, file_writer 
 
 // ---- Devices of `kernels`
 
+// A random matrix of bf16 or quantized weights, less its data, and the data of some panels of 16 rows (of
+// dense ones, as many rows as there are). Panels depend on seed and number alone: threads may share the work.
+weight bench_random_weight(weight_type type, int64_t n_rows, int64_t n_cols, int group_size);
+void bench_random_panels(const weight *w, int64_t first, int64_t n, uint64_t seed, uint8_t *out);
+
 // y = x · Wᵀ for random W: n × k.
 typedef struct bench_product {
     weight_type type; // quantized, or bf16
@@ -145,6 +151,7 @@ typedef struct bench_device {
     int n_shapes; // what is measured unless the command line says otherwise
     int64_t shapes[BENCH_MAX_VALUES][2];
     bench_list rows;
+    int repeats;
     // *state is the device's own, NULL at first; close takes what open left there, also after a failure.
     int (*open)(const bench_options *options, void **state, flute_error *err);
     void (*close)(void *state);
@@ -154,6 +161,6 @@ typedef struct bench_device {
     int (*measure)(void *state, const bench_product *product, double *seconds, flute_error *err);
 } bench_device;
 
-extern const bench_device bench_device_cpu;
+extern const bench_device bench_device_cpu, bench_device_cuda; // the latter where the build has CUDA
 
 #endif

@@ -6,14 +6,47 @@
 #include "kernels/layout.h"
 #include "tools/bench.h"
 
-// A second device is another entry.
-static const bench_device *const devices[] = {&bench_device_cpu};
+// In rising order of preference.
+static const bench_device *const devices[] = {
+    &bench_device_cpu,
+#ifdef FLUTE_HAVE_CUDA
+    &bench_device_cuda,
+#endif
+};
+
+weight bench_random_weight(weight_type type, int64_t n_rows, int64_t n_cols, int group_size) {
+    weight w = {.type = type, .n_rows = n_rows, .n_cols = n_cols};
+    if (!weight_is_quantized(type)) {
+        w.size = (size_t)n_rows * (size_t)n_cols * sizeof(bf16);
+        return w;
+    }
+    w.group_size = group_size;
+    w.size = layout_matrix_bytes(type, n_rows, n_cols, group_size);
+    for (int i = 0, n = 1 << weight_type_bits(type); type != WEIGHT_INT8 && i < n; i++)
+        w.table[i] = bf16_from_float((float)(2 * i + 1 - n) / (float)n);
+    return w;
+}
+
+void bench_random_panels(const weight *w, int64_t first, int64_t n, uint64_t seed, uint8_t *out) {
+    if (weight_is_quantized(w->type)) {
+        layout_random_panels(w->type, w->n_cols, w->group_size, first, n, seed, 0.02f, out);
+        return;
+    }
+    const int64_t begin = first * PANEL_ROWS, end = begin + n * PANEL_ROWS;
+    const int64_t n_values = ((end < w->n_rows ? end : w->n_rows) - begin) * w->n_cols;
+    uint32_t state = (uint32_t)(seed + (uint64_t)first) * 2654435761u + 1u;
+    for (int64_t i = 0; i < n_values; i++) {
+        state = state * 1664525u + 1013904223u;
+        ((bf16 *)(void *)out)[i] = (bf16)(0x3c00u | ((state >> 16) & 0x80ffu)); // ±0.008 to ±0.03
+    }
+}
 
 // The wanted device, or the last one of the table that opens.
 static int open_device(const bench_options *options, const bench_device **device, void **state,
                        flute_error *err) {
     const flute_device wanted = options->model.device;
-    int code = fail(err, FLUTE_EUNSUPPORTED, "flute-bench kernels: not on this device; use --device cpu");
+    int code =
+        fail(err, FLUTE_EUNSUPPORTED, "this flute was built without CUDA: choose the device cpu or auto");
     for (int i = sizeof devices / sizeof *devices - 1; code && i >= 0; i--) {
         if (wanted != FLUTE_DEVICE_AUTO && devices[i]->id != wanted) continue;
         *device = devices[i], *state = NULL;
@@ -54,10 +87,11 @@ static void print_record(FILE *out, const bench_kernel_record *record, double ba
 static int measure_shape(const bench_device *device, void *state, const bench_options *options,
                          const int64_t shape[2], const bench_list *rows, bench_report *report, FILE *out,
                          flute_error *err) {
+    const int repeats = options->repeats ? options->repeats : device->repeats;
     double dense[BENCH_MAX_VALUES] = {0}, seconds[BENCH_MAX_VALUES] = {0};
     for (int i = 0; i < options->n_types; i++) {
         const bench_product product = {options->types[i],   shape[0], shape[1],
-                                       options->group_size, rows,     options->repeats};
+                                       options->group_size, rows,     repeats};
         int code = device->measure(state, &product, seconds, err);
         if (code) return code;
         if (i == 0) memcpy(dense, seconds, sizeof dense);
@@ -80,6 +114,10 @@ int bench_kernels(const bench_options *options, bench_report *report, FILE *out,
     const bench_list *rows = options->rows.n ? &options->rows : &device->rows;
     snprintf(report->device, sizeof report->device, "%s", device->describe(state));
     report->read_bandwidth = device->read_bandwidth(state);
+    if (report->read_bandwidth <= 0) {
+        device->close(state);
+        return fail(err, FLUTE_ENOMEM, "there is no memory to measure the read bandwidth with");
+    }
     if (out)
         fprintf(out, "%s\nread bandwidth %.1f GB/s\n\n%-14s %-5s %5s %5s %10s %8s %7s %9s %8s\n",
                 report->device, report->read_bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",

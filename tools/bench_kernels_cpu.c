@@ -25,33 +25,15 @@ static void fill_panels(void *argument, int64_t begin, int64_t end, int worker) 
     (void)worker;
     const fill_task *task = argument;
     const weight *w = &task->matrix->host;
-    if (weight_is_quantized(w->type)) {
-        size_t panel = layout_panel_bytes(w->type, w->n_cols, w->group_size);
-        layout_random_panels(w->type, w->n_cols, w->group_size, begin, end - begin, task->seed, 0.02f,
-                             task->matrix->bytes + (size_t)begin * panel);
-        return;
-    }
-    bf16 *row = (bf16 *)task->matrix->bytes + begin * PANEL_ROWS * w->n_cols;
-    int64_t n = (end * PANEL_ROWS < w->n_rows ? end * PANEL_ROWS : w->n_rows) - begin * PANEL_ROWS;
-    uint32_t state = (uint32_t)(task->seed + (uint64_t)begin) * 2654435761u + 1u;
-    for (int64_t i = 0; i < n * w->n_cols; i++) {
-        state = state * 1664525u + 1013904223u;
-        row[i] = (bf16)(0x3c00u | ((state >> 16) & 0x80ffu)); // ±0.008 to ±0.03
-    }
+    const size_t panel = weight_is_quantized(w->type) ? layout_panel_bytes(w->type, w->n_cols, w->group_size)
+                                                      : (size_t)(PANEL_ROWS * w->n_cols) * sizeof(bf16);
+    bench_random_panels(w, begin, end - begin, task->seed, task->matrix->bytes + (size_t)begin * panel);
 }
 
 static int packed_create(packed *matrix, backend *be, thread_pool *pool, weight_type type, int64_t n_rows,
                          int64_t n_cols, int group_size, uint64_t seed, flute_error *err) {
     weight *w = &matrix->host;
-    *w = (weight){.type = type, .n_rows = n_rows, .n_cols = n_cols};
-    if (weight_is_quantized(type)) {
-        w->group_size = group_size;
-        w->size = layout_matrix_bytes(type, n_rows, n_cols, group_size);
-        for (int i = 0, n = 1 << weight_type_bits(type); type != WEIGHT_INT8 && i < n; i++)
-            w->table[i] = bf16_from_float((float)(2 * i + 1 - n) / (float)n);
-    } else {
-        w->size = (size_t)n_rows * (size_t)n_cols * sizeof(bf16);
-    }
+    *w = bench_random_weight(type, n_rows, n_cols, group_size);
     if (posix_memalign((void **)&matrix->bytes, 4096, w->size)) {
         matrix->bytes = NULL;
         return fail_memory(err, w->size, "a matrix to measure");
@@ -92,9 +74,7 @@ static int setup_create(kernel_setup *setup, backend *be, thread_pool *pool, wei
         code = packed_create(&setup->gate_up, be, pool, n % 32 ? WEIGHT_BF16 : WEIGHT_LUT2, 2 * k, n, 32, 2,
                              err);
     if (code) return code;
-    size_t bytes =
-        weight_is_quantized(type) ? layout_matrix_bytes(type, n, k, group_size) : (size_t)n * (size_t)k * 2;
-    size_t copies = ROTATE_BYTES / bytes + 1;
+    size_t copies = ROTATE_BYTES / bench_random_weight(type, n, k, group_size).size + 1;
     setup->copies = calloc(copies, sizeof *setup->copies);
     if (!setup->copies) return fail_memory(err, copies * sizeof *setup->copies, "a table");
     for (; setup->n_copies < (int)copies && setup->n_copies < MAX_COPIES; setup->n_copies++)
@@ -173,6 +153,7 @@ static void cpu_close(void *state) {
 }
 
 static int cpu_open(const bench_options *options, void **state, flute_error *err) {
+    if (options->path) return fail(err, FLUTE_EUNSUPPORTED, "--path chooses among kernels of a GPU");
     cpu_device *cpu = calloc(1, sizeof *cpu);
     *state = cpu;
     if (!cpu) return fail_memory(err, sizeof *cpu, "a device");
@@ -209,6 +190,7 @@ const bench_device bench_device_cpu = {
     .n_shapes = 4,
     .shapes = {{4096, 4096}, {6144, 4096}, {28672, 4096}, {4096, 14336}},
     .rows = {4, {1, 8, 16, 64}, false},
+    .repeats = 3,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,

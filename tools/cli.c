@@ -87,20 +87,31 @@ int cli_parse_name(const char *option, const char *text, const char *const *name
     return fail(err, FLUTE_EINVAL, "%s: '%s' is none of %s", option, text, list);
 }
 
-int cli_parse_device(const char *text, flute_device *out, flute_error *err) {
-    static const char *const names[] = {"auto", "cpu", "cuda", NULL};
-    int index;
-    int code = cli_parse_name("--device", text, names, &index, err);
-    if (!code) *out = (flute_device)index;
-    return code;
-}
-
-int cli_parse_kernels(const char *text, flute_kernels *out, flute_error *err) {
-    static const char *const names[] = {"auto", "ref", NULL};
-    int index;
-    int code = cli_parse_name("--kernels", text, names, &index, err);
-    if (!code) *out = (flute_kernels)index;
-    return code;
+bool cli_parse_model_option(int option, const char *text, flute_model_options *out, int *code,
+                            flute_error *err) {
+    static const char *const devices[] = {"auto", "cpu", "cuda", NULL}, *const kernels[] = {"auto", "ref",
+                                                                                            NULL};
+    int64_t n_threads = 0;
+    int index = 0;
+    *code = FLUTE_OK;
+    switch (option) {
+    case 't':
+        if (!(*code = cli_parse_int("-t", text, 1, 1024, &n_threads, err))) out->n_threads = (int)n_threads;
+        return true;
+    case CLI_OPT_DEVICE:
+        if (!(*code = cli_parse_name("--device", text, devices, &index, err)))
+            out->device = (flute_device)index;
+        return true;
+    case CLI_OPT_KERNELS:
+        if (!(*code = cli_parse_name("--kernels", text, kernels, &index, err)))
+            out->kernels = (flute_kernels)index;
+        return true;
+    case CLI_OPT_NO_VERIFY:
+        out->no_verify = true;
+        return true;
+    default:
+        return false;
+    }
 }
 
 int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n, flute_error *err) {
@@ -218,6 +229,43 @@ void cli_put_text(FILE *out, const char *text, size_t size, bool safe) {
             putc(*at, out);
         }
     }
+}
+
+enum { PROGRESS_WIDTH = 30, PROGRESS_NAME = 28 };
+
+void cli_progress(double share, const char *what) {
+    if (!isatty(STDERR_FILENO)) return;
+    const int filled = (int)(share * PROGRESS_WIDTH);
+    fprintf(stderr, "\r[%.*s%*s] %3d%%  %-*s", filled,
+            "==============================", PROGRESS_WIDTH - filled, "", (int)(100 * share), PROGRESS_NAME,
+            what);
+    fflush(stderr);
+}
+
+void cli_progress_end(void) {
+    if (isatty(STDERR_FILENO)) fprintf(stderr, "\r%*s\r", PROGRESS_WIDTH + PROGRESS_NAME + 10, "");
+}
+
+typedef struct loading {
+    double begin, end; // 0: nothing was to be done
+} loading;
+
+static void show_loading(void *user, uint64_t done, uint64_t total) {
+    loading *l = user;
+    l->end = cli_now();
+    if (done == 0) l->begin = l->end;
+    cli_progress((double)done / (double)total, "loading");
+}
+
+int cli_open_model(flute_model **model, const char *path, const flute_model_options *options, double *seconds,
+                   flute_error *err) {
+    loading l = {0};
+    flute_model_options shown = *options;
+    shown.progress = show_loading, shown.progress_user = &l;
+    int code = flute_model_open(model, path, &shown, err);
+    if (l.end > 0) cli_progress_end();
+    if (seconds) *seconds = l.end - l.begin;
+    return code;
 }
 
 int cli_put_json(yyjson_mut_doc *doc, flute_error *err) {

@@ -31,10 +31,19 @@ int cli_parse_u64(const char *option, const char *text, uint64_t *out, flute_err
 // One of the names, a NULL-terminated list; *out is its index.
 int cli_parse_name(const char *option, const char *text, const char *const *names, int *out,
                    flute_error *err);
-int cli_parse_device(const char *text, flute_device *out, flute_error *err);   // of --device
-int cli_parse_kernels(const char *text, flute_kernels *out, flute_error *err); // of --kernels
 // "1,2,3": token ids, malloc'd.
 int cli_parse_ids(const char *option, const char *text, int32_t **ids, size_t *n, flute_error *err);
+
+// How a model is run: -t, --device, --kernels and --no-verify, for a table of options.
+enum { CLI_OPT_DEVICE = 900, CLI_OPT_KERNELS, CLI_OPT_NO_VERIFY };
+#define CLI_MODEL_LONG_OPTIONS                                                                               \
+    {"threads", required_argument, NULL, 't'}, {"device", required_argument, NULL, CLI_OPT_DEVICE},          \
+        {"kernels", required_argument, NULL, CLI_OPT_KERNELS}, {                                             \
+        "no-verify", no_argument, NULL, CLI_OPT_NO_VERIFY                                                    \
+    }
+// Takes one of them; false for another option. *code says how it went.
+bool cli_parse_model_option(int option, const char *text, flute_model_options *out, int *code,
+                            flute_error *err);
 
 // The model that comes with flute: beside the sources when the tool runs from a build folder in them, else
 // the installed one.
@@ -54,6 +63,16 @@ int cli_tokenize(const flute_model *model, const char *origin, const char *text,
 // Writes UTF-8 text. With safe set, control characters (C0 but \n and \t, DEL, C1) become visible (^[,
 // \u009b), so that nothing a model says is executed by the terminal.
 void cli_put_text(FILE *out, const char *text, size_t size, bool safe);
+
+// Draws a bar on standard error where that is a terminal: the share that is done, 0 to 1, and of what.
+// cli_progress_end takes it away.
+void cli_progress(double share, const char *what);
+void cli_progress_end(void);
+
+// flute_model_open with a progress bar. *seconds, unless NULL: what checking the file and copying it to the
+// device took; 0 where there was nothing to do.
+int cli_open_model(flute_model **model, const char *path, const flute_model_options *options, double *seconds,
+                   flute_error *err);
 
 // Writes a JSON document to standard output as one line and flushes.
 int cli_put_json(yyjson_mut_doc *doc, flute_error *err);

@@ -11,6 +11,8 @@
 #include "tools/bench.h"
 #include "tools/cli.h"
 
+enum { DEFAULT_REPEATS = 3 };
+
 static const char usage[] =
     "Usage: flute-bench [all|prefill|decode|latency|sums|kernels] [options]\n"
     "\n"
@@ -31,12 +33,17 @@ static const char usage[] =
     "  -c, --contexts LIST         decode: tokens in the cache at the start (default 32,512)\n"
     "      --batches LIST          decode, latency: sequences that run together (default 1,4,8)\n"
     "  -n, --generate N            decode, latency: tokens that each sequence generates (default 32)\n"
-    "      --shapes LIST           kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3-8B)\n"
+    "      --shapes LIST           kernels: N x K, as 4096x4096,6144x4096 (default: those of Llama-3-8B;\n"
+    "                              on a GPU also of Llama-3-70B)\n"
     "      --types LIST            kernels: lut4,lut3,lut2,int8 (default: all); bf16 always runs\n"
-    "      --rows LIST             kernels: M, the rows of activations (default, on the CPU: 1,8,16,64)\n"
+    "      --rows LIST             kernels: M, the rows of activations (default 1,8,16,64; on a GPU\n"
+    "                              1,2,4,8,16,32,64,256)\n"
     "      --group N               kernels: columns per scale (default 128)\n"
+    "      --path NAME             kernels on a GPU, to compare them: auto, gemv, tile or wide (default "
+    "auto)\n"
     "      --repeat N              measurements of each, after one to warm up; the median counts (default "
-    "3)\n"
+    "3;\n"
+    "                              kernels on a GPU: 15)\n"
     "  -t, --threads N             CPU threads (default: all)\n"
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
@@ -156,10 +163,8 @@ enum {
     OPT_TYPES,
     OPT_ROWS,
     OPT_GROUP,
+    OPT_PATH,
     OPT_REPEAT,
-    OPT_DEVICE,
-    OPT_KERNELS,
-    OPT_NO_VERIFY,
     OPT_PLOT,
     OPT_JSON,
     OPT_VERSION
@@ -174,11 +179,9 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"types", required_argument, NULL, OPT_TYPES},
                                              {"rows", required_argument, NULL, OPT_ROWS},
                                              {"group", required_argument, NULL, OPT_GROUP},
+                                             {"path", required_argument, NULL, OPT_PATH},
                                              {"repeat", required_argument, NULL, OPT_REPEAT},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"device", required_argument, NULL, OPT_DEVICE},
-                                             {"kernels", required_argument, NULL, OPT_KERNELS},
-                                             {"no-verify", no_argument, NULL, OPT_NO_VERIFY},
+                                             CLI_MODEL_LONG_OPTIONS,
                                              {"plot", required_argument, NULL, OPT_PLOT},
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
@@ -191,7 +194,6 @@ static const bench_options defaults = {
     .contexts = {2, {32, 512}, false},
     .batches = {3, {1, 4, 8}, false},
     .n_generate = 32,
-    .repeats = 3,
     .n_types = 5,
     .types = {WEIGHT_BF16, WEIGHT_LUT4, WEIGHT_LUT3, WEIGHT_LUT2, WEIGHT_INT8},
     .group_size = 128,
@@ -209,9 +211,11 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 }
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
+    static const char *const paths[] = {"auto", "gemv", "tile", "wide", NULL}; // as lut_path
     int code;
     if (option != RANKS_OPT_TP && ranks_parse_option(option, text, &o->ranks, &o->model, &code, err))
         return code;
+    if (cli_parse_model_option(option, text, &o->model, &code, err)) return code;
     switch (option) {
     case RANKS_OPT_TP:
         if (parse_list("--tp", text, &o->degrees, err)) return FLUTE_EINVAL;
@@ -222,8 +226,6 @@ static int parse_option(int option, const char *text, bench_options *o, flute_er
         return FLUTE_OK;
     case 'n':
         return parse_int("--generate", text, 1, 1 << 20, &o->n_generate, err);
-    case 't':
-        return parse_int("--threads", text, 1, 1024, &o->model.n_threads, err);
     case 'c':
         return parse_list("--contexts", text, &o->contexts, err);
     case OPT_PROMPTS:
@@ -240,15 +242,10 @@ static int parse_option(int option, const char *text, bench_options *o, flute_er
         if (parse_int("--group", text, 32, 256, &o->group_size, err) || (o->group_size & (o->group_size - 1)))
             return fail(err, FLUTE_EINVAL, "--group: '%s' is none of 32, 64, 128, 256", text);
         return FLUTE_OK;
+    case OPT_PATH:
+        return cli_parse_name("--path", text, paths, &o->path, err);
     case OPT_REPEAT:
         return parse_int("--repeat", text, 1, 1000, &o->repeats, err);
-    case OPT_DEVICE:
-        return cli_parse_device(text, &o->model.device, err);
-    case OPT_KERNELS:
-        return cli_parse_kernels(text, &o->model.kernels, err);
-    case OPT_NO_VERIFY:
-        o->model.no_verify = true;
-        return FLUTE_OK;
     case OPT_PLOT:
         o->plot_path = text;
         return bench_plot_check(text, err);
@@ -315,8 +312,8 @@ static int measure(const bench_options *options, bench_report *report, flute_err
     } else {
         if (!options->model_path) code = cli_default_model(path, sizeof path, err);
         if (!code)
-            code = flute_model_open(&model, options->model_path ? options->model_path : path, &options->model,
-                                    err);
+            code = cli_open_model(&model, options->model_path ? options->model_path : path, &options->model,
+                                  NULL, err);
         if (!code) code = bench_model(model, options, report, out, err);
     }
     if (!code && (options->json || options->results)) code = write_json(report, options->results, err);
@@ -381,5 +378,6 @@ int main(int argc, char **argv) {
     }
     if (!code) code = parse_command(argc, argv, &options.command, &err);
     if (code) return cli_fail("flute-bench", &err, true);
+    if (!options.repeats && strcmp(options.command, "kernels") != 0) options.repeats = DEFAULT_REPEATS;
     return options.degrees.n > 1 ? bench_degrees(&options, run_ranks) : run_ranks(&options);
 }

@@ -181,7 +181,7 @@ static int score_text(scorer *s, const perplexity_options *o, const int32_t *ids
 
 static int open_model(flute_model **model, flute_session **session, const char *path, int *context,
                       const perplexity_options *o, flute_error *err) {
-    int code = flute_model_open(model, path, &o->model, err);
+    int code = cli_open_model(model, path, &o->model, NULL, err);
     if (code) return code;
     flute_model_info info;
     flute_model_get_info(*model, &info);
@@ -306,7 +306,7 @@ done:
     return code;
 }
 
-enum { OPT_BASE = 256, OPT_ALSO, OPT_LIMIT, OPT_DEVICE, OPT_KERNELS, OPT_NO_VERIFY, OPT_JSON, OPT_VERSION };
+enum { OPT_BASE = 256, OPT_ALSO, OPT_LIMIT, OPT_JSON, OPT_VERSION };
 
 static const struct option long_options[] = {{"model", required_argument, NULL, 'm'},
                                              {"file", required_argument, NULL, 'f'},
@@ -314,10 +314,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"base", required_argument, NULL, OPT_BASE},
                                              {"also", required_argument, NULL, OPT_ALSO},
                                              {"limit", required_argument, NULL, OPT_LIMIT},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"device", required_argument, NULL, OPT_DEVICE},
-                                             {"kernels", required_argument, NULL, OPT_KERNELS},
-                                             {"no-verify", no_argument, NULL, OPT_NO_VERIFY},
+                                             CLI_MODEL_LONG_OPTIONS,
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"help", no_argument, NULL, 'h'},
                                              {"version", no_argument, NULL, OPT_VERSION},
@@ -325,9 +322,10 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {0}};
 
 static int parse_option(int option, const char *text, perplexity_options *o, flute_error *err) {
-    int64_t number = 0;
     int code = FLUTE_OK;
-    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err) ||
+        cli_parse_model_option(option, text, &o->model, &code, err))
+        return code;
     switch (option) {
     case 'm':
         o->model_path = text;
@@ -337,10 +335,6 @@ static int parse_option(int option, const char *text, perplexity_options *o, flu
         return FLUTE_OK;
     case 'c':
         return cli_parse_int("-c", text, 2, INT_MAX, &o->context, err);
-    case 't':
-        code = cli_parse_int("-t", text, 1, 1024, &number, err);
-        o->model.n_threads = (int)number;
-        return code;
     case OPT_BASE:
         o->base_path = text;
         return FLUTE_OK;
@@ -351,13 +345,6 @@ static int parse_option(int option, const char *text, perplexity_options *o, flu
         return FLUTE_OK;
     case OPT_LIMIT:
         return cli_parse_int("--limit", text, 1, INT_MAX, &o->limit, err);
-    case OPT_DEVICE:
-        return cli_parse_device(text, &o->model.device, err);
-    case OPT_KERNELS:
-        return cli_parse_kernels(text, &o->model.kernels, err);
-    case OPT_NO_VERIFY:
-        o->model.no_verify = true;
-        return FLUTE_OK;
     default: // OPT_JSON
         o->json = true;
         return FLUTE_OK;

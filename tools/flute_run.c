@@ -99,11 +99,15 @@ static int write_logits(generator *g, const char *path, const prompt *p, flute_e
 
 // ---- Reports
 
-static void print_model(const flute_model_info *info, const run_options *o, int context) {
+static void print_model(const flute_model_info *info, const run_options *o, int context,
+                        double load_seconds) {
     fprintf(stderr, "model    %s (%s), %.1f M parameters, %s", info->name, info->architecture,
             (double)info->n_parameters / 1e6, info->weights);
     if (info->group_size) fprintf(stderr, " in groups of %d", info->group_size);
     fprintf(stderr, ", %.1f MiB\n", (double)info->weight_bytes / 0x1p20);
+    if (load_seconds > 0)
+        fprintf(stderr, "loaded   %.3f GB in %.3f s, %.2f GB/s\n", (double)info->weight_bytes / 1e9,
+                load_seconds, (double)info->weight_bytes / 1e9 / load_seconds);
     fprintf(stderr, "device   %s\n", info->device);
     fprintf(stderr, "context  %d tokens, KV cache %.1f MiB\n", context,
             (double)context * (double)info->kv_token_bytes / 0x1p20);
@@ -172,6 +176,7 @@ static int run(const run_options *o, flute_error *err) {
     prompt p = {0};
     flute_model_info info;
     flute_session_options session_options = {0};
+    double load_seconds = 0;
 
     int code = read_prompt(o, &p, err);
     const char *path = o->model_path;
@@ -179,13 +184,13 @@ static int run(const run_options *o, flute_error *err) {
         code = cli_default_model(default_path, sizeof default_path, err);
         path = default_path;
     }
-    if (!code) code = flute_model_open(&g.model, path, &o->model, err);
+    if (!code) code = cli_open_model(&g.model, path, &o->model, &load_seconds, err);
     if (!code) code = tokenize_prompt(g.model, o, &p, err);
     if (code) goto done;
     flute_model_get_info(g.model, &info);
     session_options.context = choose_context(o, &info, &p);
     if ((code = flute_session_create(&g.session, g.model, &session_options, err))) goto done;
-    if (o->verbose) print_model(&info, o, session_options.context);
+    if (o->verbose) print_model(&info, o, session_options.context, load_seconds);
     code = o->chat ? run_chat(&g, o, p.text, err) : complete(&g, o, &p, err);
     if (code) goto done;
     if (!o->json && g.prefill_tokens == 0) goto done;   // a chat without a message

@@ -178,21 +178,14 @@ int quantize_job_open(quantize_job *job, tokenizer_kind kind, const void *blob, 
 
 // ---- What people see
 
-enum { PROGRESS_WIDTH = 30 };
-
 void quantize_progress(quantize_job *job, uint64_t bytes, const char *tensor) {
     job->bytes_done += bytes;
-    if (job->options->quiet || !isatty(STDERR_FILENO)) return;
-    const double share = job->bytes_total ? (double)job->bytes_done / (double)job->bytes_total : 1;
-    const int filled = (int)(share * PROGRESS_WIDTH);
-    fprintf(stderr, "\r[%.*s%*s] %3d%%  %-28s", filled,
-            "==============================", PROGRESS_WIDTH - filled, "", (int)(100 * share), tensor);
-    fflush(stderr);
+    if (job->options->quiet) return;
+    cli_progress(job->bytes_total ? (double)job->bytes_done / (double)job->bytes_total : 1, tensor);
 }
 
 void quantize_progress_end(const quantize_job *job) {
-    if (job->options->quiet || job->bytes_done == 0 || !isatty(STDERR_FILENO)) return;
-    fprintf(stderr, "\r%*s\r", PROGRESS_WIDTH + 38, "");
+    if (!job->options->quiet && job->bytes_done > 0) cli_progress_end();
 }
 
 static double relative_error(double error, double energy) {

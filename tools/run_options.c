@@ -43,7 +43,7 @@ static const char usage[] =
     "                           only when -n is given, too\n"
     "      --json               prints one object instead of the text: text, tokens, prompt_tokens, finish,\n"
     "                           prefill_tokens_per_second, decode_tokens_per_second and more\n"
-    "  -v, --verbose            says more on standard error\n"
+    "  -v, --verbose            says more on standard error: the model, how fast it was loaded, the seed\n"
     "  -h, --help               this text\n"
     "      --version            the version\n";
 
@@ -62,9 +62,6 @@ enum {
     OPT_SEED,
     OPT_STOP,
     OPT_IGNORE_EOS,
-    OPT_DEVICE,
-    OPT_KERNELS,
-    OPT_NO_VERIFY,
     OPT_LOGITS_OUT,
     OPT_JSON,
     OPT_VERSION
@@ -89,10 +86,7 @@ static const struct option long_options[] = {{"model", required_argument, NULL, 
                                              {"seed", required_argument, NULL, OPT_SEED},
                                              {"stop", required_argument, NULL, OPT_STOP},
                                              {"ignore-eos", no_argument, NULL, OPT_IGNORE_EOS},
-                                             {"threads", required_argument, NULL, 't'},
-                                             {"device", required_argument, NULL, OPT_DEVICE},
-                                             {"kernels", required_argument, NULL, OPT_KERNELS},
-                                             {"no-verify", no_argument, NULL, OPT_NO_VERIFY},
+                                             CLI_MODEL_LONG_OPTIONS,
                                              {"logits-out", required_argument, NULL, OPT_LOGITS_OUT},
                                              {"json", no_argument, NULL, OPT_JSON},
                                              {"verbose", no_argument, NULL, 'v'},
@@ -155,8 +149,6 @@ static bool set_plain(int option, char *text, run_options *o) {
         return o->greedy = true;
     case OPT_IGNORE_EOS:
         return o->ignore_eos = true;
-    case OPT_NO_VERIFY:
-        return o->model.no_verify = true;
     case OPT_JSON:
         return o->json = true;
     case 'v':
@@ -167,30 +159,23 @@ static bool set_plain(int option, char *text, run_options *o) {
 }
 
 static int parse_option(int option, char *text, run_options *o, flute_error *err) {
-    int64_t number = 0;
     int code;
     if (set_plain(option, text, o)) return FLUTE_OK;
-    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err)) return code;
+    if (ranks_parse_option(option, text, &o->ranks, &o->model, &code, err) ||
+        cli_parse_model_option(option, text, &o->model, &code, err))
+        return code;
     switch (option) {
     case 'n':
         o->has_max_tokens = true;
         return cli_parse_int("-n", text, -1, INT_MAX, &o->max_tokens, err);
     case 'c':
         return cli_parse_int("-c", text, 1, INT_MAX, &o->context, err);
-    case 't':
-        code = cli_parse_int("-t", text, 1, 1024, &number, err);
-        o->model.n_threads = (int)number;
-        return code;
     case OPT_PROMPT_IDS:
         free(o->prompt_ids);
         o->prompt_ids = NULL;
         return cli_parse_ids("--prompt-ids", text, &o->prompt_ids, &o->n_prompt_ids, err);
     case OPT_STOP:
         return add_stop(o, text, err);
-    case OPT_DEVICE:
-        return cli_parse_device(text, &o->model.device, err);
-    case OPT_KERNELS:
-        return cli_parse_kernels(text, &o->model.kernels, err);
     default:
         return parse_sampling(option, text, o, err);
     }

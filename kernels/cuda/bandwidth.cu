@@ -1,10 +1,12 @@
-// How fast the device reads memory: 2 GiB, eight 16-byte loads of a thread in flight.
+// How fast the device reads memory: 2 GiB, or as much as is free, eight 16-byte loads of a thread in flight.
 #include <cuda_runtime.h>
 #include <stdint.h>
 
 #include "engine/base/fail.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/lut_gemm.h"
+
+enum { LEAST_BYTES = 256 << 20 }; // several times the largest L2
 
 static __global__ void __launch_bounds__(512) read_all(const uint4 *data, size_t n, uint32_t *out) {
     const size_t stride = (size_t)gridDim.x * blockDim.x;
@@ -20,7 +22,7 @@ static __global__ void __launch_bounds__(512) read_all(const uint4 *data, size_t
 }
 
 double lut_read_bandwidth(flute_error *err) {
-    const size_t size = (size_t)2 << 30, n = size / sizeof(uint4);
+    size_t size = (size_t)2 << 30;
     uint4 *data = NULL;
     cudaEvent_t start = NULL, end = NULL;
     int n_sms = 0, ordinal = 0;
@@ -28,13 +30,18 @@ double lut_read_bandwidth(flute_error *err) {
     cudaGetDevice(&ordinal);
     cudaError_t code = cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, ordinal);
     if (code == cudaSuccess) code = cudaMalloc((void **)&data, size);
+    for (; code == cudaErrorMemoryAllocation && size > LEAST_BYTES; code = cudaMalloc((void **)&data, size)) {
+        cudaGetLastError(); // beside a large model
+        size /= 2;
+    }
     if (code == cudaSuccess) code = cudaMemset(data, 0x5a, size);
     if (code == cudaSuccess) code = cudaEventCreate(&start);
     if (code == cudaSuccess) code = cudaEventCreate(&end);
     for (int i = 0; code == cudaSuccess && i < 8; i++) {
         float ms = 0.0f;
         cudaEventRecord(start);
-        code = cuda_launch(read_all, dim3((unsigned)n_sms * 8), 512, 0, 0, false, data, n, (uint32_t *)data);
+        code = cuda_launch(read_all, dim3((unsigned)n_sms * 8), 512, 0, 0, false, data, size / sizeof *data,
+                           (uint32_t *)data);
         cudaEventRecord(end);
         if (code == cudaSuccess) code = cudaEventSynchronize(end);
         if (code == cudaSuccess) code = cudaEventElapsedTime(&ms, start, end);

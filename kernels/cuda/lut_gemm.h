@@ -114,8 +114,8 @@ int lut_gemm_parts(const lut_device *device, const weight *w);
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err);
 
-// Read bandwidth of the device in GB/s, measured over 2 GiB; what every figure is compared with. A negative
-// error code when memory is short.
+// Read bandwidth of the device in GB/s, measured over 2 GiB or what is free, at least 256 MiB; what every
+// figure is compared with. A negative error code when memory is short.
 double lut_read_bandwidth(flute_error *err);
 
 #ifdef __cplusplus

@@ -111,11 +111,17 @@ static void line(const char *name, double us, double bytes, int n) {
 
 static void measure(int context, int n_rows) {
     const arch *a = &model.file.arch;
-    const sample_args greedy[MAX_GRAPH_ROWS] = {{0}};
+    sample_args greedy[MAX_GRAPH_ROWS] = {{0}}, all_tokens[MAX_GRAPH_ROWS], top_p[MAX_GRAPH_ROWS],
+                top_k[MAX_GRAPH_ROWS];
     const weight *head = &model.tensors[a->tied ? TENSOR_EMBEDDING : TENSOR_HEAD];
     const double kv = (double)n_rows * (context + 1) * a->n_layers * a->n_kv_heads * a->head_dim * 4;
     const double qkv = slot_bytes(SLOT_QKV), o = slot_bytes(SLOT_O_PROJ), gate_up = slot_bytes(SLOT_GATE_UP);
     const double down = slot_bytes(SLOT_DOWN_PROJ), n = a->n_layers;
+    for (int i = 0; i < n_rows; i++) {
+        all_tokens[i] = (sample_args){.temperature = 1, .top_p = 1, .repeat_penalty = 1};
+        top_p[i] = (sample_args){.temperature = 1, .top_p = 0.95f, .repeat_penalty = 1};
+        top_k[i] = (sample_args){.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .repeat_penalty = 1};
+    }
     printf("%-34s %9s %9s %9s %7s\n", "chain", "µs", "µs each", "floor µs", "% read");
     line("qkv", replay(&(verbs){.qkv = true}, NULL), qkv, (int)n);
     line("qkv, attend", replay(&(verbs){.qkv = true, .attend = true}, NULL), qkv + kv, (int)n);
@@ -130,7 +136,16 @@ static void measure(int context, int n_rows) {
                 NULL),
          qkv + kv + o + gate_up + down, (int)n);
     line("head", replay(&(verbs){.head = true}, NULL), (double)head->size, 1);
-    line("head, sample", replay(&(verbs){.head = true, .sample = true}, greedy), (double)head->size, 1);
+    const verbs sampled = {.head = true, .sample = true};
+    line("head, sample", replay(&sampled, greedy), (double)head->size, 1);
+    line("head, sample among all", replay(&sampled, all_tokens), (double)head->size, 1);
+    line("head, sample with top-p .95", replay(&sampled, top_p), (double)head->size, 1);
+    line("head, sample with top-k 40 as well", replay(&sampled, top_k), (double)head->size, 1);
+    // Every projection of a token, each waiting for the one before.
+    line(
+        "all projections",
+        replay(&(verbs){.qkv = true, .o_proj = true, .gate_up = true, .down_proj = true, .head = true}, NULL),
+        qkv + o + gate_up + down + (double)head->size, 1);
     const verbs all = {true, true, true, true, true, true, true, true};
     const double bytes = qkv + kv + o + gate_up + down + (double)head->size;
     line("the whole step", replay(&all, greedy), bytes, 1);

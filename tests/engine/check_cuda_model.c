@@ -1,19 +1,24 @@
 // Whole models on the GPU against the scalar reference: every .flt given, prefill at once and in pieces,
-// decode one and several sequences at a time, the same bits twice. Prints TAP; the plan says SKIP where there
-// is no device.
+// decode one and several sequences at a time, the same bits twice. With a text, the sequences are parts of
+// it, the perplexity of its first pieces is compared as well, and so is what greedy decoding makes of its
+// beginning. Prints TAP; the plan says SKIP where there is no device.
 //
-//     check_cuda_model MODEL.flt...
+//     check_cuda_model [--text FILE [--pieces N]] MODEL.flt...      (16 pieces)
 #include "tests/engine/placed_model.h"
 
 #include <math.h>
 
 #include "tests/models/checkpoint.h"
+#include "tokenizer/tokenizer.h"
 
 enum { N_IDS = 48, N_DECODED = 24, BLOCK_TOKENS = 32, N_SEQUENCES = 3 };
+enum { PIECE = 256 };                          // tokens that are scored together, the first of them BOS
+static const double ALLOWED_PERPLEXITY = 2e-3; // relative
 static const double ALLOWED = 2e-2; // of the norm of a row of logits: bf16 activations against float32
 
-static int n_paths;
-static char **paths;
+static int n_paths, n_text_pieces = 16;
+static char **paths, *text; // NULL: random ids
+static size_t text_size;
 static thread_pool *pool;
 static backend *ref, *gpu;
 
@@ -21,7 +26,29 @@ typedef struct opened {
     placed_model on_gpu;
     checkpoint host, placed; // views of it
     int32_t ids[N_SEQUENCES][N_IDS + N_DECODED];
+    int32_t *text_ids; // (n_text) BOS and the text; NULL: none
+    int64_t n_text;
 } opened;
+
+static void tokenize_text(opened *m, const char *path) {
+    flute_error err = {0};
+    tokenizer *tok;
+    const flt *file = &m->on_gpu.file;
+    check(tokenizer_create(&tok, file->tokenizer, file->tokenizer_blob, file->tokenizer_size, path, &err),
+          &err);
+    // A token for every byte, at most, and BOS.
+    m->text_ids = (int32_t *)allocate(text_size + 1, sizeof *m->text_ids);
+    m->text_ids[0] = tokenizer_bos(tok);
+    const int64_t n =
+        tokenizer_encode(tok, text, text_size, SPECIAL_AS_TEXT, m->text_ids + 1, text_size, &err);
+    if (n < 0) check((int)n, &err);
+    m->n_text = n + 1;
+    tokenizer_free(tok);
+    if (m->n_text < N_SEQUENCES * (N_IDS + N_DECODED) || m->n_text <= PIECE || m->text_ids[0] < 0)
+        fail_msg("%s: no BOS, or a text of %lld tokens only", path, (long long)m->n_text);
+    for (int s = 0; s < N_SEQUENCES; s++)
+        memcpy(m->ids[s], m->text_ids + s * (N_IDS + N_DECODED), sizeof m->ids[s]);
+}
 
 static void open_model(opened *m, const char *path) {
     flute_error err = {0};
@@ -37,6 +64,13 @@ static void open_model(opened *m, const char *path) {
             random = random * 1664525u + 1013904223u;
             m->ids[s][i] = (int32_t)((random >> 8) % (uint32_t)m->host.arch.n_vocab);
         }
+    m->text_ids = NULL;
+    if (text) tokenize_text(m, path);
+}
+
+static void close_model(opened *m) {
+    free(m->text_ids);
+    placed_model_close(&m->on_gpu);
 }
 
 static void *logits_for(const opened *m, int n) {
@@ -84,6 +118,69 @@ static void open_runner(runner *run, const checkpoint *model, backend *be) {
     runner_open(run, model, be, N_SEQUENCES, N_IDS + N_DECODED, BLOCK_TOKENS, 2 * (N_IDS + N_DECODED));
 }
 
+// The mean negative log likelihood of the text's first pieces, each after BOS.
+static double text_loss(const opened *m, runner *run, float *logits) {
+    const int n_vocab = m->host.arch.n_vocab;
+    double loss = 0;
+    int64_t n = 0;
+    int32_t ids[PIECE] = {m->text_ids[0]};
+    for (int p = 0; p < n_text_pieces && (p + 1) * (PIECE - 1) < m->n_text; p++) {
+        memcpy(ids + 1, m->text_ids + 1 + p * (PIECE - 1), (PIECE - 1) * sizeof *ids);
+        step(run, &(piece){0, 0, PIECE, ids}, 1, logits);
+        for (int i = 0; i + 1 < PIECE; i++, n++) {
+            const float *row = logits + (size_t)i * (size_t)n_vocab;
+            double sum = 0;
+            for (int v = 0; v < n_vocab; v++) sum += exp((double)row[v] - row[ids[i + 1]]);
+            loss += log(sum);
+        }
+    }
+    return loss / (double)n;
+}
+
+// What the GPU makes of the text's beginning, token by token, the reference would, but for near-ties.
+static void check_greedy_text(const char *path, const opened *m, runner *run, runner *expected_run,
+                              float *logits) {
+    enum { PROMPT = 16, N = 96 };
+    flute_error err = {0};
+    const int n_vocab = m->host.arch.n_vocab;
+    int32_t ids[N];
+    memcpy(ids, m->text_ids, PROMPT * sizeof *ids);
+    check(runner_step(run, &(piece){0, 0, PROMPT, ids}, 1, NULL, &ids[PROMPT], &err), &err);
+    for (int at = PROMPT; at + 1 < N; at++)
+        check(runner_step(run, &(piece){0, at, 1, ids + at}, 1, NULL, &ids[at + 1], &err), &err);
+    step(expected_run, &(piece){0, 0, N, ids}, 1, logits);
+    int n_ties = 0;
+    for (int at = PROMPT - 1; at + 1 < N; at++) {
+        const float *row = logits + (size_t)at * (size_t)n_vocab;
+        double size = 0;
+        int best = 0;
+        for (int i = 0; i < n_vocab; i++) {
+            size += pow(row[i], 2);
+            if (row[i] > row[best]) best = i;
+        }
+        n_ties += ids[at + 1] != best;
+        if ((double)row[best] - row[ids[at + 1]] > 4 * ALLOWED * sqrt(size / n_vocab))
+            fail_msg("%s: greedy text takes token %d instead of %d at %d", path, ids[at + 1], best, at + 1);
+    }
+    print_message("# %s, greedy text: %d of %d tokens are near-ties\n", path, n_ties, N - PROMPT);
+}
+
+static void check_text(const char *path, const opened *m) {
+    runner run, expected_run;
+    float *logits = logits_for(m, PIECE);
+    runner_open(&expected_run, &m->host, ref, 1, PIECE, BLOCK_TOKENS, PIECE);
+    runner_open(&run, &m->placed, gpu, 1, PIECE, BLOCK_TOKENS, PIECE);
+    const double expected = exp(text_loss(m, &expected_run, logits)), got = exp(text_loss(m, &run, logits));
+    print_message("# %s, perplexity: %.6g, reference %.6g: %+.4f %%\n", path, got, expected,
+                  100 * (got / expected - 1));
+    if (!(fabs(got / expected - 1) <= ALLOWED_PERPLEXITY))
+        fail_msg("%s: perplexity %.6g instead of %.6g", path, got, expected);
+    check_greedy_text(path, m, &run, &expected_run, logits);
+    free(logits);
+    runner_close(&run);
+    runner_close(&expected_run);
+}
+
 static void check_model(const char *path) {
     static const int whole[] = {N_IDS + N_DECODED}, prompt_then_single[] = {N_IDS, 1},
                      ragged[] = {1, 7, 2, 33, 3, 9};
@@ -128,7 +225,8 @@ static void check_model(const char *path) {
     free(rows), free(rows_expected), free(expected), free(got), free(again);
     runner_close(&run);
     runner_close(&expected_run);
-    placed_model_close(&m.on_gpu);
+    if (text) check_text(path, &m);
+    close_model(&m);
 }
 
 // The token that the GPU samples is the largest of the logits that it computed.
@@ -153,13 +251,29 @@ static void test_greedy_takes_the_largest_logit(void **unused) {
         assert_int_equal(token, best);
     }
     runner_close(&run);
-    placed_model_close(&m.on_gpu);
+    close_model(&m);
+}
+
+// 0, or what the program ends with.
+static int parse_arguments(int argc, char **argv) {
+    flute_error err = {0};
+    int at = 1;
+    for (; at + 1 < argc && argv[at][0] == '-'; at += 2)
+        if (strcmp(argv[at], "--text") == 0) {
+            if (file_read(argv[at + 1], &text, &text_size, &err))
+                return fprintf(stderr, "%s\n", err.message), 2;
+        } else if (strcmp(argv[at], "--pieces") != 0 || (n_text_pieces = atoi(argv[at + 1])) < 1) {
+            break;
+        }
+    n_paths = argc - at, paths = argv + at;
+    if (n_paths > 0 && paths[0][0] != '-') return 0;
+    return fputs("usage: check_cuda_model [--text FILE [--pieces N]] MODEL.flt...\n", stderr), 2;
 }
 
 int main(int argc, char **argv) {
     flute_error err = {0};
-    n_paths = argc - 1, paths = argv + 1;
-    if (n_paths == 0) return fputs("usage: check_cuda_model MODEL.flt...\n", stderr), 2;
+    const int usage = parse_arguments(argc, argv);
+    if (usage) return usage;
     pool = threads_create(0, &err);
     if (!pool || backend_create_ref(pool, &ref, &err)) return printf("Bail out! %s\n", err.message), 1;
     if (backend_create_cuda(pool, &gpu, &err)) {
@@ -172,5 +286,6 @@ int main(int argc, char **argv) {
     gpu->ops->free(gpu);
     ref->ops->free(ref);
     threads_free(pool);
+    free(text);
     return failed;
 }

@@ -125,7 +125,7 @@ static int check(const uint8_t *data, size_t size, flute_error *err) {
     *err = (flute_error){0};
     int code = flt_parse(&file, data, size, "m.flt", err);
     if (!code) {
-        code = flt_verify(&file, NULL, "m.flt", err);
+        code = flt_verify(&file, NULL, "m.flt", NULL, err);
         flt_free(&file);
     }
     if (code) assert_memory_equal(err->message, "m.flt: ", 7);
@@ -177,7 +177,7 @@ static void test_round_trip(void **state) {
     for (int n_threads = 1; n_threads <= 3; n_threads++) {
         thread_pool *pool = threads_create(n_threads, &err);
         assert_non_null(pool);
-        assert_int_equal(flt_verify(&file, pool, "m.flt", &err), FLUTE_OK);
+        assert_int_equal(flt_verify(&file, pool, "m.flt", NULL, &err), FLUTE_OK);
         threads_free(pool);
     }
     flt_free(&file);
@@ -226,7 +226,7 @@ static void test_chunks(void **state) {
     assert_int_equal(flt_writer_commit(writer, &err), FLUTE_OK);
     assert_int_equal(file_map_open(&map, path, &err), FLUTE_OK);
     assert_int_equal(flt_parse(&file, map.data, map.size, path, &err), FLUTE_OK);
-    assert_int_equal(flt_verify(&file, NULL, path, &err), FLUTE_OK);
+    assert_int_equal(flt_verify(&file, NULL, path, NULL, &err), FLUTE_OK);
 
     uint64_t digests[3];
     const size_t extent = (size + 4095) / 4096 * 4096;

@@ -88,10 +88,44 @@ static void test_checksums(void **state) {
     unlink(path);
 }
 
+typedef struct reports {
+    uint64_t done, total;
+    int n;
+} reports;
+
+static void keep_report(void *user, uint64_t done, uint64_t total) {
+    reports *r = user;
+    assert_int_equal(done == 0, r->n == 0); // first of all
+    assert_true(done >= r->done && done <= total);
+    if (r->n++ > 0) assert_int_equal(total, r->total);
+    r->done = done, r->total = total;
+}
+
+// On a CPU, what is read is what is checked: all of the file behind its header.
+static void test_progress(void **state) {
+    (void)state;
+    flute_error err = {0};
+    flute_model *model;
+    flute_model_info info;
+    reports r = {0};
+    flute_model_options options = {.progress = keep_report, .progress_user = &r};
+    assert_int_equal(flute_model_open(&model, model_path, &options, &err), 0);
+    flute_model_get_info(model, &info);
+    flute_model_free(model);
+    assert_true(r.n >= 2);
+    assert_int_equal(r.done, r.total);
+    assert_true(r.total >= info.weight_bytes && r.total < 2 * info.weight_bytes);
+    r = (reports){0};
+    options.no_verify = true;
+    assert_int_equal(flute_model_open(&model, model_path, &options, &err), 0);
+    flute_model_free(model);
+    assert_int_equal(r.n, 0);
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) return fprintf(stderr, "usage: test_model MODEL.flt\n"), 2;
     model_path = argv[1];
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_info), cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_checksums)};
+                                       cmocka_unit_test(test_checksums), cmocka_unit_test(test_progress)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,7 +39,7 @@ static void try_file(const uint8_t *data, size_t size) {
         sum = sum + ((const uint8_t *)w->data)[w->size - 1];
     }
     if (file.tokenizer_size > 0) sum = sum + ((const uint8_t *)file.tokenizer_blob)[file.tokenizer_size - 1];
-    if (flt_verify(&file, NULL, "input", &err) && err.code != FLUTE_ECHECKSUM) abort();
+    if (flt_verify(&file, NULL, "input", NULL, &err) && err.code != FLUTE_ECHECKSUM) abort();
     flt_free(&file);
 }
 

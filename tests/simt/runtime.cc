@@ -348,6 +348,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return enqueue(stream, {[e, record] { drain_until(*e, record); }, nullptr});
 }
 
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *user) {
+    const guard g;
+    return enqueue(stream, {[=] { function(user); }, nullptr});
+}
+
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
     *event = new CUevent_st{std::make_shared<event_state>()};
     return cudaSuccess;

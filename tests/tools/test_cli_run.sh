@@ -130,4 +130,10 @@ check 'a closed pipe ends it' same "$status" 141
 check 'quietly' test ! -s err.txt
 check '--version names the program' same "$("$run" --version)" "flute-run $(sed -n "s/^  version: '\(.*\)',/\1/p" "$root/meson.build")"
 check '--help is for people' grep -q '^Usage: flute-run' <("$run" --help)
+# The progress bar of loading: on a terminal and nowhere else.
+script -qec "$build/flute-run -p The -n 1" terminal.out >/dev/null </dev/null
+check 'a terminal sees how loading gets on' grep -q '\[=*\] 100%  loading' terminal.out
+"$build/flute-run" -v -p The -n 1 >/dev/null 2>errors.txt
+check 'a file does not' test "$(grep -c '%  loading' errors.txt)" -eq 0
+check '--verbose tells the speed of loading' grep -Eq '^loaded   [0-9.]+ GB in [0-9.]+ s, [0-9.]+ GB/s$' errors.txt
 finish

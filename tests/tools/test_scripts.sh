@@ -17,5 +17,5 @@ if tools/check --fuzz-seconds soon >/dev/null 2>&1; then
     exit 1
 fi
 if command -v shellcheck >/dev/null; then
-    shellcheck -x tools/quickstart tools/check tools/lib/setup.sh .ci/run tests/tools/*.sh
+    shellcheck -x tools/quickstart tools/check tools/gpu-check tools/lib/setup.sh .ci/run tests/tools/*.sh
 fi
