@@ -496,17 +496,10 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
     const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * p.key_stride;
     int tile = tiles.begin + warp;
-    // A tile of an exact cache, keys and values, is one piece. What comes next waits in L2, or too few bytes
-    // would be under way.
-    auto prefetch = [&](int which) {
-        if (EXACT && lane == 0 && which < tiles.end)
-            prefetch_l2(kv.keys(which), 2 * D * KV_TILE * sizeof(uint16_t));
-    };
     if (tile < tiles.end) copy_keys(kv, tile, keys_at, p.key_stride, lane, WARP);
     copies_commit();
     if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
     copies_commit();
-    prefetch(tile + WARPS);
     rotation.turn(position);
     for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
     __syncthreads();
@@ -528,7 +521,6 @@ static __global__ void __launch_bounds__(THREADS, 2)
     rows.clear();
     for (; tile < tiles.end; tile += WARPS) {
         const int next = tile + WARPS, token = kv.first_token(tile);
-        prefetch(next + WARPS);
         const int end = min(position + 1, kv.end_token(tile));
         copies_wait<1>();
         __syncwarp();

@@ -61,11 +61,6 @@ __device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
     return v;
 }
 
-// Brings a multiple of 16 bytes to L2; no value is read.
-__device__ __forceinline__ void prefetch_l2(const void *p, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
-}
-
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

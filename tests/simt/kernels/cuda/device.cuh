@@ -41,11 +41,6 @@ __device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
     return inside ? load_global4(p) : make_uint4(0, 0, 0, 0);
 }
 
-__device__ __forceinline__ void prefetch_l2(const void *p, uint32_t bytes) {
-    if ((uintptr_t)p % 16 || bytes % 16 || !simt::device_memory_contains(p, bytes))
-        simt::stop("prefetch_l2 of %u bytes from %p: not aligned, or not in device memory", bytes, p);
-}
-
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     simt::mbarrier_init(barrier, (uint32_t)arrivals);
 }
