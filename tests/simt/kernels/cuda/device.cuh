@@ -72,6 +72,10 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
     simt::copy_async(to, from, 16, inside ? 16 : 0);
 }
 
+__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
+    simt::copy_async(to, from, 16, 16);
+}
+
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     simt::mbarrier_arrive_after_copies(barrier);
 }
