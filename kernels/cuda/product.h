@@ -35,7 +35,7 @@ size_t product_weights_bytes(const product_device *device, const kernel_dims *di
 size_t product_gate_up_bytes(const kernel_dims *dims);
 
 // Whether the product of so many tokens can leave or take a norm (lut_norm).
-bool product_fuses_norm(const weight *w, int n_tokens);
+bool product_fuses_norm(const product_device *device, const weight *w, int n_tokens);
 
 // Queues the product. args->w may be dense: bf16 then. Errors as lut_gemm.
 int product(const product_device *device, const product_scratch *scratch, const lut_gemm_args *args,

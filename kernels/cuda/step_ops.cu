@@ -65,8 +65,10 @@ static norm_source norm_of(const backend_state *state, const step_op *op) {
     if (before->norm.weight) return NORM_DONE;
     if (state->ranks) return NORM_KERNEL; // a sum stands between
     const int n_rows = state->shape.n_rows;
-    return product_fuses_norm(before->weight, n_rows) && product_fuses_norm(op->weight, n_rows) ? NORM_PRODUCT
-                                                                                                : NORM_KERNEL;
+    const product_device *device = &state->be->device;
+    const bool fuses =
+        product_fuses_norm(device, before->weight, n_rows) && product_fuses_norm(device, op->weight, n_rows);
+    return fuses ? NORM_PRODUCT : NORM_KERNEL;
 }
 
 // The norm that project_add `op` prepares.
