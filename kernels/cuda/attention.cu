@@ -30,6 +30,7 @@
 #include "kernels/cuda/rotate.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
+enum { FEW_WARPS = 2, FEW_STAGES = 2 };        // decode, prefill: where shared memory is small
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
 enum { STAGES = 3 };
 
@@ -329,20 +330,21 @@ __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
 
 // Adds the warps' parts (in shared memory) up, and the splits': out, (n_rows, head_dim) of this row and
 // group. A warp a row.
+template <int N_WARPS>
 __device__ __forceinline__ void decode_finish(const attention_params &p, const float *parts, int head_dim,
                                               int n_rows, int n_splits, int64_t unit, uint16_t *out) {
     const int warp = threadIdx.x / WARP, part = part_floats(head_dim);
     float *all = p.partials + unit * p.n_splits * part;
-    for (int row = warp; row < n_rows; row += WARPS) {
+    for (int row = warp; row < n_rows; row += N_WARPS) {
         row_sum sum;
-        sum.add<true>(parts, WARPS, p.stage_bytes / (int)sizeof(float), head_dim, row);
+        sum.add<true>(parts, N_WARPS, p.stage_bytes / (int)sizeof(float), head_dim, row);
         if (n_splits == 1)
             sum.store(out, head_dim, row);
         else
             sum.store_part(all + blockIdx.x * part, head_dim, row);
     }
     if (n_splits == 1 || !last_of_splits(p.counters + unit, n_splits)) return;
-    for (int row = warp; row < n_rows; row += WARPS) {
+    for (int row = warp; row < n_rows; row += N_WARPS) {
         row_sum sum;
         sum.add<false>(all, n_splits, part, head_dim, row);
         sum.store(out, head_dim, row);
@@ -351,22 +353,23 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const f
 
 // Heads of the row, a warp each: n_rows queries and, if wanted, the new key and value. A warp loads two heads
 // before it works on the first: each load is a trip to L2.
+template <int N_WARPS>
 __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
                                              int n_rows, bool appends, const lane_rotation &rotation,
                                              uint16_t *q_rows, int q_stride, uint16_t *new_key,
                                              uint16_t *new_value) {
     const int n_queries = p.rows.n_heads / p.rows.n_kv_heads, head_dim = p.rows.head_dim,
               n = n_rows + 2 * appends;
-    for (int first = threadIdx.x / WARP; first < n; first += 2 * WARPS) {
+    for (int first = threadIdx.x / WARP; first < n; first += 2 * N_WARPS) {
         lane_pairs pairs[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int i = first + k * WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
+            const int i = first + k * N_WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
             if (i < n) pairs[k].load(head_of_row(p, row, kv_head, head), head_dim);
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int i = first + k * WARPS;
+            const int i = first + k * N_WARPS;
             if (i < n_rows)
                 rotate_query(p, rotation, pairs[k], q_rows + i * q_stride);
             else if (i == n_rows && appends)
@@ -377,9 +380,10 @@ __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, in
     }
 }
 
-template <int D, bool EXACT>
-static __global__ void __launch_bounds__(THREADS, 2)
+template <int D, bool EXACT, int N_WARPS>
+static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
     attend_decode(const __grid_constant__ attention_params p) {
+    enum { N_THREADS = N_WARPS * WARP };
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int row = blockIdx.z, kv_head = blockIdx.y / p.head_groups, group = blockIdx.y % p.head_groups;
@@ -392,7 +396,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int position = p.rows.positions[row];
     if (position < 0) {
         dependency_wait();
-        for (int i = threadIdx.x; blockIdx.x == 0 && i < n_rows * head_dim; i += THREADS) p.out[at + i] = 0;
+        for (int i = threadIdx.x; blockIdx.x == 0 && i < n_rows * head_dim; i += N_THREADS) p.out[at + i] = 0;
         return;
     }
     const keys_of<D, EXACT> kv(p.rows, row, kv_head);
@@ -411,26 +415,26 @@ static __global__ void __launch_bounds__(THREADS, 2)
     copies_commit();
     lane_rotation rotation;
     rotation.turn(p.rotation.inv_freq, head_dim, position);
-    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
+    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += N_THREADS) ((uint4 *)q_rows)[i] = zero4();
     __syncthreads();
     dependency_wait();
 
     const bool appends = (int)blockIdx.x == tiles.n_splits - 1; // the last split has this token's tile
-    rotate_heads(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D, new_key,
-                 new_value);
+    rotate_heads<N_WARPS>(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D,
+                          new_key, new_value);
     __syncthreads();
     const int last_tile = kv.tile_of(position), slot = position - kv.first_token(last_tile);
     if (appends) {
         uint16_t *keys = (uint16_t *)kv.keys(last_tile) + slot * head_dim,
                  *values = (uint16_t *)kv.values(last_tile) + slot;
-        for (int d = threadIdx.x; d < head_dim; d += THREADS)
+        for (int d = threadIdx.x; d < head_dim; d += N_THREADS)
             keys[d] = new_key[d], values[d * kv.tile_tokens()] = new_value[d];
     }
 
     row_tile<D> rows;
     rows.clear();
-    for (; tile < tiles.end; tile += WARPS) {
-        const int next = tile + WARPS, token = kv.first_token(tile);
+    for (; tile < tiles.end; tile += N_WARPS) {
+        const int next = tile + N_WARPS, token = kv.first_token(tile);
         const int end = min(position + 1, kv.end_token(tile));
         copies_wait<1>();
         __syncwarp();
@@ -478,13 +482,13 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
     __syncthreads();
     const int64_t unit = (int64_t)row * gridDim.y + blockIdx.y;
-    decode_finish(p, (const float *)(stage - warp * p.stage_bytes), head_dim, n_rows, tiles.n_splits, unit,
-                  p.out + at);
+    decode_finish<N_WARPS>(p, (const float *)(stage - warp * p.stage_bytes), head_dim, n_rows, tiles.n_splits,
+                           unit, p.out + at);
 }
 
 // ---- Prefill
 
-template <int D, bool EXACT>
+template <int D, bool EXACT, int N_STAGES>
 static __global__ void __launch_bounds__(THREADS, 2)
     attend_prefill(const __grid_constant__ attention_params p) {
     extern __shared__ __align__(1024) uint8_t smem[];
@@ -527,19 +531,19 @@ static __global__ void __launch_bounds__(THREADS, 2)
     };
     row_tile<D> rows;
     rows.clear();
-    for (int n = 0; n < STAGES - 1; n++) {
+    for (int n = 0; n < N_STAGES - 1; n++) {
         if (n < n_tiles) copy_tile(begin + n, ring + n * p.stage_bytes);
         copies_commit();
     }
     for (int n = 0; n < n_tiles; n++) {
-        copies_wait<STAGES - 2>();
+        copies_wait<N_STAGES - 2>();
         __syncthreads(); // everyone's copies are there, and everyone is done with the stage that is filled
                          // next
-        const int next = n + STAGES - 1;
-        if (next < n_tiles) copy_tile(begin + next, ring + next % STAGES * p.stage_bytes);
+        const int next = n + N_STAGES - 1;
+        if (next < n_tiles) copy_tile(begin + next, ring + next % N_STAGES * p.stage_bytes);
         copies_commit();
         const int tile = begin + n, token = kv.first_token(tile), block_end = kv.end_token(tile);
-        const uint32_t stage = ring + n % STAGES * p.stage_bytes;
+        const uint32_t stage = ring + n % N_STAGES * p.stage_bytes;
         float s[4][4];
         score_tile<D>(
             stage, p.key_stride, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
@@ -565,27 +569,22 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
 typedef void (*attention_kernel)(attention_params);
 
-// Kernels for head sizes up to 64, 128 and 256, and those for exactly these.
+// Kernels for head sizes up to 64, 128 and 256, and those for exactly these. Heads of 256 want 145 KB for
+// four warps; compute capability 8.6 and 8.9 have 99 (and no exact kernels for these heads: they would
+// spill).
 struct attention_kernels {
-    int head_dim;
+    int head_dim, n_warps, n_stages; // of decode, of prefill
     attention_kernel decode, prefill, exact_decode, exact_prefill;
 };
+#define KERNELS(D, N_WARPS, N_STAGES, EXACT)                                                                 \
+    {                                                                                                        \
+        D, N_WARPS, N_STAGES, attend_decode<D, false, N_WARPS>, attend_prefill<D, false, N_STAGES>,          \
+            attend_decode<D, EXACT, N_WARPS>, attend_prefill<D, EXACT, N_STAGES>                             \
+    }
 static const attention_kernels kernels[] = {
-    {64, attend_decode<64, false>, attend_prefill<64, false>, attend_decode<64, true>,
-     attend_prefill<64, true>},
-    {128, attend_decode<128, false>, attend_prefill<128, false>, attend_decode<128, true>,
-     attend_prefill<128, true>},
-    {256, attend_decode<256, false>, attend_prefill<256, false>, attend_decode<256, true>,
-     attend_prefill<256, true>},
-};
-
-static const attention_kernels *kernels_for(int head_dim) {
-    return &kernels[head_dim <= 64 ? 0 : head_dim <= 128 ? 1 : 2];
-}
-
-static bool is_exact(const cuda_rows *rows) {
-    return kernels_for(rows->head_dim)->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
-}
+    KERNELS(64, WARPS, STAGES, true), KERNELS(128, WARPS, STAGES, true), KERNELS(256, WARPS, STAGES, true),
+    KERNELS(256, FEW_WARPS, FEW_STAGES, false)};
+#undef KERNELS
 
 // Two neighbouring keys in different halves of the 32 banks: a stride of 64 bytes modulo 128.
 static int key_stride(int head_dim) {
@@ -596,19 +595,38 @@ static int stage_bytes(int head_dim) {
     return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
 }
 
-static size_t decode_shared(int head_dim) {
-    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim));
+static int decode_shared(const attention_kernels *k, int head_dim) {
+    return (TILE_ROWS + 2) * k->head_dim * 2 + k->n_warps * stage_bytes(head_dim);
 }
 
-static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
-    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)bytes);
+static int prefill_shared(const attention_kernels *k, int head_dim) {
+    return k->n_stages * stage_bytes(head_dim);
 }
 
-cudaError_t cuda_attention_open(void) {
+static bool fits(const attention_kernels *k, int shared) {
+    return decode_shared(k, k->head_dim) <= shared && prefill_shared(k, k->head_dim) <= shared;
+}
+
+// The first that fit, the last where none does: their launch fails.
+static const attention_kernels *kernels_for(int head_dim, int shared) {
+    const attention_kernels *k = kernels, *last = kernels + sizeof kernels / sizeof *kernels - 1;
+    while (k < last && (k->head_dim < head_dim || !fits(k, shared))) k++;
+    return k;
+}
+
+static bool is_exact(const attention_kernels *k, const cuda_rows *rows) {
+    return k->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
+}
+
+static cudaError_t allow_shared(attention_kernel kernel, int bytes) {
+    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t cuda_attention_open(int shared) {
     cudaError_t code = cudaSuccess;
     for (const attention_kernels &k : kernels) {
-        const size_t decode = decode_shared(k.head_dim), prefill = (size_t)(STAGES * stage_bytes(k.head_dim));
+        if (!fits(&k, shared)) continue;
+        const int decode = decode_shared(&k, k.head_dim), prefill = prefill_shared(&k, k.head_dim);
         if (code == cudaSuccess) code = allow_shared(k.decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.exact_decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.prefill, prefill);
@@ -648,13 +666,13 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     attention_params p = {};
     p.rows = *rows, p.out = args->out, p.window = args->window, p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
-    const attention_kernels *k = kernels_for(rows->head_dim);
+    const attention_kernels *k = kernels_for(rows->head_dim, args->shared);
     p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);
     if (args->runs) {
         p.runs = args->runs, p.q = args->q;
-        return cuda_launch(is_exact(rows) ? k->exact_prefill : k->prefill,
+        return cuda_launch(is_exact(k, rows) ? k->exact_prefill : k->prefill,
                            dim3((unsigned)args->n_runs, (unsigned)rows->n_kv_heads), THREADS,
-                           (size_t)(STAGES * p.stage_bytes), stream, true, p);
+                           (size_t)prefill_shared(k, rows->head_dim), stream, true, p);
     }
     p.rotation = describe_rotation(args->rotation);
     p.head_groups = head_groups(rows->n_heads, rows->n_kv_heads);
@@ -663,6 +681,6 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    return cuda_launch(is_exact(rows) ? k->exact_decode : k->decode, grid, THREADS,
-                       decode_shared(rows->head_dim), stream, true, p);
+    return cuda_launch(is_exact(k, rows) ? k->exact_decode : k->decode, grid, k->n_warps * WARP,
+                       (size_t)decode_shared(k, rows->head_dim), stream, true, p);
 }

@@ -10,8 +10,7 @@
 #include "kernels/layout.h"
 
 enum {
-    TILE_TOKENS =
-        32, // most tokens that are worth lut_gemm without lut_wide: it reads the weights once, or twice
+    TILE_TOKENS = 32,           // most that lut_gemm takes without lut_wide, in one or two pieces
     PIECE_BYTES = 128 << 20,    // dequantized weights: enough rows of W that cuBLAS fills the machine
     WORKSPACE_BYTES = 32 << 20, // what cuBLAS recommends for Hopper
     PIECE_ROWS = 128,           // a piece has a multiple of so many rows

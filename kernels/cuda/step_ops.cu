@@ -122,6 +122,7 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
     const rotate_args rotation = rotation_of(state, op - 1, &rows); // attend follows the qkv of its layer
     attention_args args = {};
     args.rows = &rows, args.out = state->attn, args.window = op->window, args.softcap = op->softcap;
+    args.shared = state->be->device.lut.shared;
     if (state->shape.n_runs > 0) {
         args.runs = (const attention_run *)(state->inputs + state->places.runs);
         args.n_runs = state->shape.n_runs, args.q = state->q;
