@@ -22,16 +22,16 @@
 //                    A100 80 GB   40 GB   3090   4090
 //   DRAM             81           107     162    351
 //   shared memory    57           57      57     57    table 32, codes in and out 17, activations out 8
-//   tensor cores     16           16      64     32    for each eight tokens
+//   tensor cores     16           16      64     64    for each eight tokens
 //   instructions     40           40      40     40    90 to multiply, 70 to copy and wait; four schedulers
 //
-// So memory is the limit up to 16 tokens (two tiles of eight: shared memory 65, on the 3090 tensor cores
-// 128). What keeps it from 100 % are starts and ends: the table and the first stage, 2 to 3 µs of 70 for
-// 57344 × 4096 on an A100, the barriers, and SMs without work where panels do not divide evenly (28672 rows:
-// 17 panels for each of 106 SMs of 108). lut_tile, the same loop behind another way of copying, takes 13.5
-// bytes a clock from memory on an H200 at 8 tokens (57344 × 8192), as many as an A100 has. Expected: 70 to 85
-// % of the bandwidth on matrices of 100 MB and more, 40 to 60 % at 4096 × 4096. None of this was measured: no
-// such card was at hand, only a Hopper that ran the same code from its PTX.
+// So memory is the limit up to 16 tokens (two tiles of eight: shared memory 65, tensor cores 128 at most).
+// What keeps it from 100 % are starts and ends: the table and the first stage, 2 to 3 µs of 61 for 57344 ×
+// 4096 on an A100 80 GB, the barriers, and SMs without work where panels do not divide evenly (28672 rows: 17
+// panels for each of 106 SMs of 108; 4096 rows: three for each of 86). lut_tile, the same loop behind another
+// way of copying, takes 13.5 bytes a clock from memory on an H200 at 8 tokens (57344 × 8192), as many as an
+// A100 has. Expected: 70 to 85 % of the bandwidth on matrices of 100 MB and more, 40 to 60 % at 4096 × 4096.
+// None of this was measured: no such card was at hand.
 #ifndef FLUTE_CUDA_LUT_AMPERE_CUH
 #define FLUTE_CUDA_LUT_AMPERE_CUH
 
