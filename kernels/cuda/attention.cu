@@ -34,9 +34,11 @@
 #include "kernels/cuda/rotate.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
+enum { FEW_WARPS = 2, FEW_STAGES = 2 };        // decode, prefill: where shared memory is small
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
 enum { MAX_CLUSTER = 8 };                      // every GPU with clusters allows as many blocks
 enum { STAGES = 3 };
+enum { OWN_SHARED = 1024 }; // static, up to where dynamic shared memory is aligned
 
 struct attention_params {
     cuda_rows rows;
@@ -357,10 +359,10 @@ struct row_owners {
     int n_parts;       // of a row: a warp of a block with keys leaves one
     int shift, n;      // owners: 1 << shift
 
-    __device__ __forceinline__ row_owners(const attention_params &p, int n_splits)
+    __device__ __forceinline__ row_owners(const attention_params &p, int n_splits, int n_warps)
         : cluster(blockIdx.x >> p.cluster_shift), rank(blockIdx.x - (cluster << p.cluster_shift)) {
         const int blocks = min(1 << p.cluster_shift, n_splits - (cluster << p.cluster_shift));
-        n_parts = blocks * WARPS, shift = 31 - __clz(blocks), n = 1 << shift;
+        n_parts = blocks * n_warps, shift = 31 - __clz(blocks), n = 1 << shift;
     }
     // Rows that this block adds up are rank, rank + n, …
     __device__ __forceinline__ int owner(int row) const { return row & (n - 1); }
@@ -373,11 +375,11 @@ struct row_owners {
 
 // Leaves what this warp has of each row with the owner of the row; parts_at: shared address of the parts;
 // left: the barrier, in a cluster, that counts their bytes.
-template <int D>
+template <int D, int N_WARPS>
 __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_owners &owners, bool clustered,
                                            uint32_t parts_at, uint32_t left, int head_dim, int n_rows) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int mine = owners.rank * WARPS + threadIdx.x / WARP;
+    const int mine = owners.rank * N_WARPS + threadIdx.x / WARP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = g + half * 8, owner = owners.owner(row);
@@ -400,6 +402,7 @@ __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_ow
 
 // Adds up the parts that warps have left here, and the clusters', a warp a row: n_rows heads of head_dim from
 // column first_column of out on.
+template <int N_WARPS>
 __device__ __forceinline__ void decode_finish(const attention_params &p, const row_owners &owners,
                                               const float *parts, int head_dim, int n_rows, int n_splits,
                                               int first_column) {
@@ -407,7 +410,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const r
     const int n_clusters = (n_splits + (1 << p.cluster_shift) - 1) >> p.cluster_shift;
     const int64_t unit = (int64_t)blockIdx.z * gridDim.y + blockIdx.y;
     float *all = p.partials + unit * (p.n_splits >> p.cluster_shift) * TILE_ROWS * part;
-    for (int i = warp; i < owners.own_rows(n_rows); i += WARPS) {
+    for (int i = warp; i < owners.own_rows(n_rows); i += N_WARPS) {
         const int row = owners.rank + (i << owners.shift);
         row_sum sum;
         sum.add<true>(parts + i * owners.n_parts * part, owners.n_parts, part, head_dim);
@@ -417,7 +420,7 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const r
             sum.store_part(all + (owners.cluster * TILE_ROWS + row) * part, head_dim);
     }
     if (n_clusters == 1 || !last_of_splits(p.counters + unit, n_splits)) return;
-    for (int row = warp; row < n_rows; row += WARPS) {
+    for (int row = warp; row < n_rows; row += N_WARPS) {
         row_sum sum;
         sum.add<false>(all + row * part, n_clusters, TILE_ROWS * part, head_dim);
         sum.store(p, blockIdx.z, first_column + row * head_dim, head_dim);
@@ -426,22 +429,22 @@ __device__ __forceinline__ void decode_finish(const attention_params &p, const r
 
 // Heads of the row, a warp each: n_rows queries and, if wanted, the new key and value. A warp loads two heads
 // before it works on the first: each load is a trip to L2.
-template <int PAIRS>
+template <int N_WARPS, int PAIRS>
 __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, int kv_head, int first_query,
                                              int n_rows, bool appends, const lane_rotation<PAIRS> &rotation,
                                              uint16_t *q_rows, int q_stride, uint16_t *new_key,
                                              uint16_t *new_value) {
     const int n_queries = p.n_queries, head_dim = p.rows.head_dim, n = n_rows + 2 * appends;
-    for (int first = threadIdx.x / WARP; first < n; first += 2 * WARPS) {
+    for (int first = threadIdx.x / WARP; first < n; first += 2 * N_WARPS) {
         lane_pairs<PAIRS> pairs[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int i = first + k * WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
+            const int i = first + k * N_WARPS, head = i < n_rows ? first_query + i : n_queries + i - n_rows;
             if (i < n) pairs[k].load(head_of_row(p, row, kv_head, head), head_dim);
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int i = first + k * WARPS;
+            const int i = first + k * N_WARPS;
             if (i < n_rows)
                 rotate_query(p, rotation, pairs[k], q_rows + i * q_stride);
             else if (i == n_rows && appends)
@@ -452,9 +455,10 @@ __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, in
     }
 }
 
-template <int D, bool EXACT>
-static __global__ void __launch_bounds__(THREADS, 2)
+template <int D, bool EXACT, int N_WARPS>
+static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
     attend_decode(const __grid_constant__ attention_params p) {
+    enum { N_THREADS = N_WARPS * WARP };
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int row = blockIdx.z, kv_head = p.head_groups == 1 ? blockIdx.y : blockIdx.y / p.head_groups,
@@ -469,7 +473,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int position = p.rows.positions[row];
     if (position < 0) {
         dependency_wait();
-        for (int i = threadIdx.x * 2; blockIdx.x == 0 && i < n_rows * head_dim; i += THREADS * 2)
+        for (int i = threadIdx.x * 2; blockIdx.x == 0 && i < n_rows * head_dim; i += N_THREADS * 2)
             *out_word(p, row, first_head * head_dim + i) = 0;
         return;
     }
@@ -481,15 +485,15 @@ static __global__ void __launch_bounds__(THREADS, 2)
     // warp; the barrier that counts what is left here; parts of rows.
     uint16_t *q_rows = (uint16_t *)smem, *new_key = q_rows + TILE_ROWS * D, *new_value = new_key + D;
     uint8_t *stages = smem + (TILE_ROWS + 2) * D * 2, *stage = stages + warp * p.stage_bytes;
-    uint8_t *left_barrier = stages + WARPS * p.stage_bytes;
-    float *parts = (float *)(left_barrier + 16);
+    uint8_t *left_barrier = stages + N_WARPS * p.stage_bytes;
+    const bool clustered = HAS_CLUSTERS && p.cluster_shift > 0;
+    float *parts = (float *)(clustered ? left_barrier + 16 : stages);
     const uint32_t left = shared_address(left_barrier);
-    const bool clustered = p.cluster_shift > 0;
     if (clustered) {
         if (threadIdx.x == 0) {
             barrier_init(left, 1);
             barrier_init_fence();
-            const row_owners owners(p, tiles.n_splits);
+            const row_owners owners(p, tiles.n_splits, N_WARPS);
             barrier_expect(left, owners.own_rows(n_rows) * owners.n_parts * (head_dim + 2) * 4);
         }
         cluster_arrive();
@@ -501,26 +505,26 @@ static __global__ void __launch_bounds__(THREADS, 2)
     if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
     copies_commit();
     rotation.turn(position);
-    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += THREADS) ((uint4 *)q_rows)[i] = zero4();
+    for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += N_THREADS) ((uint4 *)q_rows)[i] = zero4();
     __syncthreads();
     dependency_wait();
 
     const bool appends = (int)blockIdx.x == tiles.n_splits - 1; // the last split has this token's tile
-    rotate_heads(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D, new_key,
-                 new_value);
+    rotate_heads<N_WARPS>(p.rotation, row, kv_head, group * TILE_ROWS, n_rows, appends, rotation, q_rows, D,
+                          new_key, new_value);
     __syncthreads();
     const int last_tile = kv.tile_of(position), slot = position - kv.first_token(last_tile);
     if (appends) {
         uint16_t *keys = (uint16_t *)kv.keys(last_tile) + slot * head_dim,
                  *values = (uint16_t *)kv.values(last_tile) + slot;
-        for (int d = threadIdx.x; d < head_dim; d += THREADS)
+        for (int d = threadIdx.x; d < head_dim; d += N_THREADS)
             keys[d] = new_key[d], values[d * kv.tile_tokens()] = new_value[d];
     }
 
     row_tile<D> rows;
     rows.clear();
-    for (; tile < tiles.end; tile += WARPS) {
-        const int next = tile + WARPS, token = kv.first_token(tile);
+    for (; tile < tiles.end; tile += N_WARPS) {
+        const int next = tile + N_WARPS, token = kv.first_token(tile);
         const int end = min(position + 1, kv.end_token(tile));
         copies_wait<1>();
         __syncwarp();
@@ -552,19 +556,22 @@ static __global__ void __launch_bounds__(THREADS, 2)
     }
     rows.finish_sums();
 
-    const row_owners owners(p, tiles.n_splits);
-    if (clustered) cluster_wait(); // the owners have begun
-    leave_rows(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
+    const row_owners owners(p, tiles.n_splits, N_WARPS);
+    if (clustered)
+        cluster_wait(); // the owners have begun
+    else
+        __syncthreads(); // the stages have been used
+    leave_rows<D, N_WARPS>(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
     if (clustered)
         barrier_wait(left, 0);
     else
         __syncthreads();
-    decode_finish(p, owners, parts, head_dim, n_rows, tiles.n_splits, first_head * head_dim);
+    decode_finish<N_WARPS>(p, owners, parts, head_dim, n_rows, tiles.n_splits, first_head * head_dim);
 }
 
 // ---- Prefill
 
-template <int D, bool EXACT>
+template <int D, bool EXACT, int N_STAGES>
 static __global__ void __launch_bounds__(THREADS, 2)
     attend_prefill(const __grid_constant__ attention_params p) {
     extern __shared__ __align__(1024) uint8_t smem[];
@@ -608,19 +615,19 @@ static __global__ void __launch_bounds__(THREADS, 2)
     };
     row_tile<D> rows;
     rows.clear();
-    for (int n = 0; n < STAGES - 1; n++) {
+    for (int n = 0; n < N_STAGES - 1; n++) {
         if (n < n_tiles) copy_tile(begin + n, ring + n * p.stage_bytes);
         copies_commit();
     }
     for (int n = 0; n < n_tiles; n++) {
-        copies_wait<STAGES - 2>();
+        copies_wait<N_STAGES - 2>();
         __syncthreads(); // everyone's copies are there, and everyone is done with the stage that is filled
                          // next
-        const int next = n + STAGES - 1;
-        if (next < n_tiles) copy_tile(begin + next, ring + next % STAGES * p.stage_bytes);
+        const int next = n + N_STAGES - 1;
+        if (next < n_tiles) copy_tile(begin + next, ring + next % N_STAGES * p.stage_bytes);
         copies_commit();
         const int tile = begin + n, token = kv.first_token(tile), block_end = kv.end_token(tile);
-        const uint32_t stage = ring + n % STAGES * p.stage_bytes;
+        const uint32_t stage = ring + n % N_STAGES * p.stage_bytes;
         float s[4][4];
         score_tile<D>(
             stage, p.key_stride, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
@@ -646,27 +653,22 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
 typedef void (*attention_kernel)(attention_params);
 
-// Kernels for head sizes up to 64, 128 and 256, and those for exactly these.
+// Kernels for head sizes up to 64, 128 and 256, and those for exactly these. Heads of 256 want 145 KB for
+// four warps; compute capability 8.6 and 8.9 have 99 (and no exact kernels for these heads: they would
+// spill).
 struct attention_kernels {
-    int head_dim;
+    int head_dim, n_warps, n_stages; // of decode, of prefill
     attention_kernel decode, prefill, exact_decode, exact_prefill;
 };
+#define KERNELS(D, N_WARPS, N_STAGES, EXACT)                                                                 \
+    {                                                                                                        \
+        D, N_WARPS, N_STAGES, attend_decode<D, false, N_WARPS>, attend_prefill<D, false, N_STAGES>,          \
+            attend_decode<D, EXACT, N_WARPS>, attend_prefill<D, EXACT, N_STAGES>                             \
+    }
 static const attention_kernels kernels[] = {
-    {64, attend_decode<64, false>, attend_prefill<64, false>, attend_decode<64, true>,
-     attend_prefill<64, true>},
-    {128, attend_decode<128, false>, attend_prefill<128, false>, attend_decode<128, true>,
-     attend_prefill<128, true>},
-    {256, attend_decode<256, false>, attend_prefill<256, false>, attend_decode<256, true>,
-     attend_prefill<256, true>},
-};
-
-static const attention_kernels *kernels_for(int head_dim) {
-    return &kernels[head_dim <= 64 ? 0 : head_dim <= 128 ? 1 : 2];
-}
-
-static bool is_exact(const cuda_rows *rows) {
-    return kernels_for(rows->head_dim)->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
-}
+    KERNELS(64, WARPS, STAGES, true), KERNELS(128, WARPS, STAGES, true), KERNELS(256, WARPS, STAGES, true),
+    KERNELS(256, FEW_WARPS, FEW_STAGES, false)};
+#undef KERNELS
 
 // Two neighbouring keys in different halves of the 32 banks: a stride of 64 bytes modulo 128.
 static int key_stride(int head_dim) {
@@ -677,29 +679,48 @@ static int stage_bytes(int head_dim) {
     return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
 }
 
-// The most that any number of blocks of the cluster leaves with an owner.
-static size_t decode_shared(int head_dim, int n_rows, int cluster) {
-    int parts = 0;
-    for (int blocks = 1, owners = 1; blocks <= cluster; blocks++) {
+// Parts lie where the stages were, but in a cluster: other blocks leave theirs at any time. n_rows: query
+// heads of a block.
+static int decode_shared(const attention_kernels *k, int head_dim, int n_rows, int cluster) {
+    int parts = 0; // the most that any number of blocks of the cluster leaves with an owner
+    for (int blocks = 1, owners = 1; blocks <= cluster && cluster > 1; blocks++) {
         if (owners * 2 <= blocks) owners *= 2;
-        const int left = (n_rows + owners - 1) / owners * blocks * WARPS;
+        const int left = (n_rows + owners - 1) / owners * blocks * k->n_warps;
         if (left > parts) parts = left;
     }
-    return (size_t)((TILE_ROWS + 2) * kernels_for(head_dim)->head_dim * 2 + WARPS * stage_bytes(head_dim) +
-                    16) +
-           (size_t)(parts * part_floats(head_dim)) * sizeof(float);
+    return (TILE_ROWS + 2) * k->head_dim * 2 + k->n_warps * stage_bytes(head_dim) + 16 +
+           parts * part_floats(head_dim) * (int)sizeof(float);
 }
 
-static cudaError_t allow_shared(attention_kernel kernel, size_t bytes) {
-    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)bytes);
+static int prefill_shared(const attention_kernels *k, int head_dim) {
+    return k->n_stages * stage_bytes(head_dim);
 }
 
-cudaError_t cuda_attention_open(void) {
+static bool fits(const attention_kernels *k, int shared) {
+    return decode_shared(k, k->head_dim, TILE_ROWS, 1) <= shared - OWN_SHARED &&
+           prefill_shared(k, k->head_dim) <= shared;
+}
+
+// The first that fit, the last where none does: their launch fails.
+static const attention_kernels *kernels_for(int head_dim, int shared) {
+    const attention_kernels *k = kernels, *last = kernels + sizeof kernels / sizeof *kernels - 1;
+    while (k < last && (k->head_dim < head_dim || !fits(k, shared))) k++;
+    return k;
+}
+
+static bool is_exact(const attention_kernels *k, const cuda_rows *rows) {
+    return k->head_dim == rows->head_dim && rows->block_tokens == KV_TILE;
+}
+
+static cudaError_t allow_shared(attention_kernel kernel, int bytes) {
+    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t cuda_attention_open(int shared) {
     cudaError_t code = cudaSuccess;
     for (const attention_kernels &k : kernels) {
-        const size_t decode = decode_shared(k.head_dim, TILE_ROWS, 1),
-                     prefill = (size_t)(STAGES * stage_bytes(k.head_dim));
+        if (!fits(&k, shared)) continue;
+        const int decode = shared - OWN_SHARED, prefill = prefill_shared(&k, k.head_dim);
         if (code == cudaSuccess) code = allow_shared(k.decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.exact_decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.prefill, prefill);
@@ -718,13 +739,14 @@ static int head_groups(int n_heads, int n_kv_heads) {
 }
 
 // Two blocks on each SM, not more: a second wave would cost as much as the first. Clusters of a power of two.
-static void plan_splits(const attention_args *args, int units, int n_rows, attention_params *p) {
+static void plan_splits(const attention_args *args, const attention_kernels *k, int units, int n_rows,
+                        attention_params *p) {
     const int head_dim = args->rows->head_dim, splits = 2 * args->n_sms / units;
     p->n_splits = splits < 1 ? 1 : splits < MAX_SPLITS ? splits : (int)MAX_SPLITS;
     int cluster = 1;
     p->cluster_shift = 0;
     while (cluster * 2 <= p->n_splits && cluster * 2 <= args->most_cluster && cluster * 2 <= MAX_CLUSTER &&
-           decode_shared(head_dim, n_rows, cluster * 2) <= decode_shared(head_dim, TILE_ROWS, 1))
+           decode_shared(k, head_dim, n_rows, cluster * 2) <= args->shared - OWN_SHARED)
         cluster *= 2, p->cluster_shift++;
     p->n_splits = p->n_splits / cluster * cluster;
 }
@@ -746,23 +768,23 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.rows = *rows, p.out = args->out, p.order = args->order, p.window = args->window,
     p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
-    const attention_kernels *k = kernels_for(rows->head_dim);
+    const attention_kernels *k = kernels_for(rows->head_dim, args->shared);
     p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);
     if (args->runs) {
         p.runs = args->runs, p.q = args->q;
-        return cuda_launch(is_exact(rows) ? k->exact_prefill : k->prefill,
+        return cuda_launch(is_exact(k, rows) ? k->exact_prefill : k->prefill,
                            dim3((unsigned)args->n_runs, (unsigned)rows->n_kv_heads), THREADS,
-                           (size_t)(STAGES * p.stage_bytes), stream, true, p);
+                           (size_t)prefill_shared(k, rows->head_dim), stream, true, p);
     }
     p.rotation = describe_rotation(args->rotation);
     p.head_groups = head_groups(rows->n_heads, rows->n_kv_heads);
     const int units = rows->n_rows * rows->n_kv_heads * p.head_groups;
     const int n_rows = p.n_queries < TILE_ROWS ? p.n_queries : (int)TILE_ROWS;
-    plan_splits(args, units, n_rows, &p);
+    plan_splits(args, k, units, n_rows, &p);
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    return cuda_launch_clusters(is_exact(rows) ? k->exact_decode : k->decode, grid, 1 << p.cluster_shift,
-                                THREADS, decode_shared(rows->head_dim, n_rows, 1 << p.cluster_shift), stream,
-                                true, p);
+    return cuda_launch_clusters(
+        is_exact(k, rows) ? k->exact_decode : k->decode, grid, 1 << p.cluster_shift, k->n_warps * WARP,
+        (size_t)decode_shared(k, rows->head_dim, n_rows, 1 << p.cluster_shift), stream, true, p);
 }

@@ -19,6 +19,7 @@ typedef struct attention_args {
     lut_order order;
     int window; // as attend_args
     float softcap;
+    int shared; // bytes of shared memory that a block of threads may have: lut_device
     // Prefill: (n_runs) in device memory, each of at most cuda_attention_run_rows() rows, and the queries,
     // (n_rows, n_heads, head_dim), rotated and scaled; keys and values are in the cache.
     const attention_run *runs;
@@ -39,8 +40,8 @@ int cuda_attention_run_rows(int n_heads, int n_kv_heads);
 // For steps of at most n_rows rows.
 size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads);
 size_t cuda_attention_partials_bytes(int n_rows, int n_heads, int n_kv_heads, int head_dim, int n_sms);
-// Allows the kernels the shared memory that they need; once a device.
-cudaError_t cuda_attention_open(void);
+// Allows the kernels the shared memory that they need, of the bytes that a block may have; once a device.
+cudaError_t cuda_attention_open(int shared);
 
 // Queues the product; deterministic. head_dim: a multiple of 16 from 16 to 256; any window and soft-cap.
 cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream);

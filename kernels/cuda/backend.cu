@@ -246,7 +246,7 @@ int backend_create_cuda(thread_pool *pool, backend **out, flute_error *err) {
     be->pool = pool;
     int code = product_device_open(&be->device, err);
     cudaError_t cuda = cudaSuccess;
-    if (!code) cuda = cuda_attention_open();
+    if (!code) cuda = cuda_attention_open(be->device.lut.shared);
     for (int i = 0; !code && cuda == cudaSuccess && i < 2; i++) {
         cuda = cudaHostAlloc((void **)&be->staging[i], STAGING_BYTES, cudaHostAllocDefault);
         if (cuda == cudaSuccess) cuda = cudaEventCreateWithFlags(&be->staged[i], cudaEventDisableTiming);

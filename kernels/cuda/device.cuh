@@ -1,5 +1,6 @@
-// The PTX that the kernels use, each instruction behind one function: asynchronous copies and their barriers
-// (sm_90), programmatic dependent launch (sm_90), byte permutation, matrix multiply.
+// The PTX that the kernels use, each instruction behind one function: asynchronous copies of 16 bytes (sm_80)
+// and in bulk, with their barriers (sm_90), programmatic dependent launch (sm_90; elsewhere there is nothing
+// to wait for), byte permutation, matrix multiply.
 #ifndef FLUTE_CUDA_DEVICE_CUH
 #define FLUTE_CUDA_DEVICE_CUH
 
@@ -126,12 +127,21 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
                  : "memory");
 }
 
+// Asynchronous copy of 16 bytes of weights: L2 gives them up first, as those of copy_weights.
+__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
+    asm volatile("{\n.reg .b64 policy;\n"
+                 "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+                 "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n}" ::"r"(to),
+                 "l"(from)
+                 : "memory");
+}
+
 // Arrives when this thread's copy_activations so far have landed.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Ends a group of this thread's copy_activations, none of them as yet on a barrier.
+// Ends a group of this thread's copies of 16 bytes, none of them as yet on a barrier.
 __device__ __forceinline__ void copies_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -143,12 +153,16 @@ template <int GROUPS> __device__ __forceinline__ void copies_wait() {
 
 // Lets the next kernel of the stream start as soon as there is room for it.
 __device__ __forceinline__ void dependents_launch() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // Waits until the kernels before have finished and their stores can be seen.
 __device__ __forceinline__ void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // The first warps of a block meet; others do not take part.
@@ -319,6 +333,12 @@ __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
 }
 
 // ---- Clusters (sm_90): neighbouring blocks that run at the same time and reach each other's shared memory
+
+#if __CUDA_ARCH__ >= 900
+enum { HAS_CLUSTERS = true };
+#else
+enum { HAS_CLUSTERS = false }; // what follows must not be called
+#endif
 
 // A thread arrives at the barrier of its cluster. Orders nothing but what barrier_init_fence does: the
 // release that PTX has by default is a fence for the whole GPU.

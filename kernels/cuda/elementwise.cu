@@ -100,8 +100,8 @@ __device__ __forceinline__ void table_to_shared(const packed_weight &p, float *t
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    embed(const __grid_constant__ packed_weight w, const int32_t *ids, float scale, float *x) {
-    dependents_launch();
+    embed(const __grid_constant__ packed_weight w, const int32_t *ids, float scale, float *x, bool held) {
+    if (!held) dependents_launch();
     dependency_wait();
     __shared__ float table[16];
     table_to_shared(w, table);
@@ -119,10 +119,10 @@ static dim3 octet_grid(int64_t n_rows, int64_t n_cols) {
     return dim3((unsigned)n_rows, (unsigned)((n_cols + THREADS * 8 - 1) / (THREADS * 8)));
 }
 
-cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float scale, float *x,
+cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float scale, float *x, bool held,
                        cudaStream_t stream) {
     return cuda_launch(embed, octet_grid(n_rows, w->n_cols), THREADS, 0, stream, true, describe_weight(w),
-                       ids, scale, x);
+                       ids, scale, x, held);
 }
 
 static __global__ void __launch_bounds__(THREADS)

@@ -17,8 +17,9 @@ extern "C" {
 #endif
 
 // x[m] = scale · W[ids[m]], zeros for an id that is not among the rows of w, as a negative one.  w: rows
-// [first_row, first_row + n_rows) of (n_vocab, width) of any type, x: (n_rows, width) f32.
-cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float scale, float *x,
+// [first_row, first_row + n_rows) of (n_vocab, width) of any type, x: (n_rows, width) f32. held: as
+// lut_gemm_args.
+cudaError_t cuda_embed(const weight *w, const int32_t *ids, int n_rows, float scale, float *x, bool held,
                        cudaStream_t stream);
 
 // out[m] = norm(x[rows[m]]) in bf16.  x: (…, width) f32, rows: (n_rows) or NULL for 0, 1, …; norm->weight (1,

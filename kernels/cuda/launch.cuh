@@ -1,10 +1,18 @@
 // One way to launch a kernel: on a stream, with dynamic shared memory, as a programmatic dependent of the
-// kernel ahead where asked (its memory may be read only after dependency_wait()), in clusters of neighbouring
-// blocks where asked.
+// kernel ahead where asked (its memory may be read only after dependency_wait()) and where the code that is
+// loaded knows how to wait, in clusters of neighbouring blocks where asked.
 #ifndef FLUTE_CUDA_LAUNCH_CUH
 #define FLUTE_CUDA_LAUNCH_CUH
 
 #include <cuda_runtime.h>
+
+enum { CODE_HOPPER = 90 }; // the first version with bulk copies and programmatic dependent launch
+
+// The virtual architecture that the code which runs on the current device was compiled for: 80, 86, 90, … A
+// Hopper may run code for 8.0, from its PTX: it is the code that decides which kernels there are.
+cudaError_t cuda_code_version(int *version);
+// The same from memory, or 0 where CUDA refuses to tell: every launch asks.
+int cuda_known_code_version(void);
 
 // cluster: blocks of a cluster, which divide grid.x; 1: none.
 template <typename... Params, typename... Args>
@@ -18,7 +26,7 @@ static inline cudaError_t cuda_launch_clusters(void (*kernel)(Params...), dim3 g
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = attributes;
-    if (overlap) {
+    if (overlap && cuda_known_code_version() >= CODE_HOPPER) {
         cudaLaunchAttribute &a = attributes[config.numAttrs++];
         a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         a.val.programmaticStreamSerializationAllowed = 1;

@@ -13,6 +13,7 @@
 
 // An SM has 228 KB, of which the system keeps 1 KB for each block: two blocks of lut_gemv, one of the others.
 enum { GEMV_SHARED = 113 * 1024, SM_SHARED = 227 * 1024, SUMS_BYTES = 16 * 1024, MAX_STAGES = 16 };
+enum { ROOMY_SHARED = 128 * 1024 }; // lut_ampere: 32 tokens at a time want more than the 99 KB of 8.6 and 8.9
 enum { FACTORS_BYTES = (GEMV_WARPS + 1) * GEMV_MAX_TOKENS * (int)sizeof(float) };
 
 static const int bits_of[] = {2, 3, 4, 8};
@@ -27,6 +28,7 @@ static const struct {
     {GEMV_MAX_TOKENS, GEMV_SHARED, {1, 2, 4}},
     {TILE_MAX_TOKENS, SM_SHARED, {8, 16, 32}},
     {WIDE_MAX_TOKENS, SM_SHARED, {8, 16, 32, 64, 128}},
+    {AMPERE_MAX_TOKENS, 0, {8, 16, 32}}, // as much shared memory as the device has
 };
 
 // Which path is fastest: the first of these with tokens and columns enough. Measured on an H200 at 4 bits: at
@@ -50,6 +52,11 @@ static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
                : bits == 3 ? lut_gemv_w3(group, tokens)
                : bits == 4 ? lut_gemv_w4(group, tokens)
                            : lut_gemv_w8(group, tokens);
+    if (path == LUT_PATH_AMPERE)
+        return bits == 2   ? lut_ampere_w2(group, tokens / 8)
+               : bits == 3 ? lut_ampere_w3(group, tokens / 8)
+               : bits == 4 ? lut_ampere_w4(group, tokens / 8)
+                           : lut_ampere_w8(group, tokens / 8);
     return bits == 2   ? lut_tile_w2(group, tokens / 8)
            : bits == 3 ? lut_tile_w3(group, tokens / 8)
            : bits == 4 ? lut_tile_w4(group, tokens / 8)
@@ -63,11 +70,25 @@ static int kernel_tokens(lut_path path, int64_t n_tokens) {
     return *tokens;
 }
 
+// The most that a path takes at a time on this device.
+static int most_tokens(const lut_device *device, lut_path path) {
+    return path == LUT_PATH_AMPERE && device->shared < ROOMY_SHARED ? 16 : paths[path].most_tokens;
+}
+
+static int path_shared(const lut_device *device, lut_path path) {
+    return path == LUT_PATH_AMPERE ? device->shared : paths[path].shared;
+}
+
+bool lut_gemm_has_path(const lut_device *device, lut_path path) {
+    if (path == LUT_PATH_WIDE) return device->has_wide;
+    return path == LUT_PATH_AUTO || path == LUT_PATH_AMPERE || device->code_version >= CODE_HOPPER;
+}
+
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens) {
     for (const auto &c : choices)
-        if (n_tokens >= c.tokens && w->n_cols >= c.columns && (c.path != LUT_PATH_WIDE || device->has_wide))
+        if (n_tokens >= c.tokens && w->n_cols >= c.columns && lut_gemm_has_path(device, c.path))
             return c.path;
-    return LUT_PATH_GEMV;
+    return LUT_PATH_AMPERE;
 }
 
 lut_order lut_gemm_order(const lut_device *device, const weight *w, int64_t n_tokens) {
@@ -102,14 +123,17 @@ static int open_workspace(lut_device *device, flute_error *err) {
     return cuda == cudaSuccess ? FLUTE_OK : cuda_fail(err, cuda, "the workspace of the LUT-GEMM");
 }
 
-// More shared memory than a kernel gets unasked, for every kernel of a path.
-static int ready_kernels(lut_path path, flute_error *err) {
+// More shared memory than a kernel gets unasked.
+static cudaError_t ready_kernel(const lut_device *device, lut_path path, lut_kernel kernel) {
+    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                path_shared(device, path));
+}
+
+static int ready_kernels(const lut_device *device, lut_path path, flute_error *err) {
     for (int bits : bits_of)
         for (int group : groups_of)
             for (const int *tokens = paths[path].tokens; *tokens; tokens++) {
-                const cudaError_t code =
-                    cudaFuncSetAttribute((const void *)pick_kernel(path, bits, group, *tokens),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, paths[path].shared);
+                const cudaError_t code = ready_kernel(device, path, pick_kernel(path, bits, group, *tokens));
                 if (code != cudaSuccess)
                     return cuda_fail(err, code,
                                      "the kernels do not fit this device; was flute built for it?");
@@ -117,9 +141,9 @@ static int ready_kernels(lut_path path, flute_error *err) {
     return FLUTE_OK;
 }
 
-int lut_device_open(lut_device *out, flute_error *err) {
+// What is known of the device and of the code that is loaded for it.
+static int describe_device(lut_device *out, flute_error *err) {
     int major = 0, minor = 0;
-    *out = {};
     cudaError_t code = cudaGetDevice(&out->ordinal);
     if (code == cudaErrorInsufficientDriver)
         return fail(err, FLUTE_EDEVICE, "the NVIDIA driver is older than CUDA %d.%d; update the driver",
@@ -130,18 +154,33 @@ int lut_device_open(lut_device *out, flute_error *err) {
         code = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, out->ordinal);
     if (code == cudaSuccess)
         code = cudaDeviceGetAttribute(&out->n_sms, cudaDevAttrMultiProcessorCount, out->ordinal);
+    if (code == cudaSuccess)
+        code = cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, out->ordinal);
     if (code != cudaSuccess) return cuda_fail(err, code, "cannot query the device");
-    if (major < 9)
+    if (major < 8)
         return fail(err, FLUTE_EUNSUPPORTED,
-                    "the GPU has compute capability %d.%d; the kernels need 9.0 (Hopper) or later", major,
+                    "the GPU has compute capability %d.%d; the kernels need 8.0 (Ampere) or later", major,
                     minor);
-    out->has_wide = major == 9 && minor == 0;
-    out->most_cluster = out->n_sms < 8 ? out->n_sms : 8; // as every GPU with clusters allows
-    int result = ready_kernels(LUT_PATH_GEMV, err);
-    if (result == FLUTE_OK) result = ready_kernels(LUT_PATH_TILE, err);
-    if (result == FLUTE_OK && out->has_wide) result = ready_kernels(LUT_PATH_WIDE, err);
-    if (result == FLUTE_OK && out->has_wide) result = open_workspace(out, err);
-    return result;
+    code = cuda_code_version(&out->code_version);
+    if (code != cudaSuccess)
+        return fail(err, FLUTE_EUNSUPPORTED,
+                    "this build has no code for the GPU's compute capability %d.%d (%s); build flute with "
+                    "-Dgpu_arch=all or -Dgpu_arch=%d%d",
+                    major, minor, cudaGetErrorString(code), major, minor);
+    out->has_wide = major == 9 && minor == 0 && out->code_version >= CODE_HOPPER;
+    out->most_cluster = out->code_version < CODE_HOPPER ? 1 : out->n_sms < 8 ? out->n_sms : 8; // as all have
+    return FLUTE_OK;
+}
+
+int lut_device_open(lut_device *out, flute_error *err) {
+    *out = {};
+    int code = describe_device(out, err);
+    if (code == FLUTE_OK && out->code_version < CODE_HOPPER) return ready_kernels(out, LUT_PATH_AMPERE, err);
+    if (code == FLUTE_OK) code = ready_kernels(out, LUT_PATH_GEMV, err);
+    if (code == FLUTE_OK) code = ready_kernels(out, LUT_PATH_TILE, err);
+    if (code == FLUTE_OK && out->has_wide) code = ready_kernels(out, LUT_PATH_WIDE, err);
+    if (code == FLUTE_OK && out->has_wide) code = open_workspace(out, err);
+    return code;
 }
 
 void lut_device_close(lut_device *device) {
@@ -149,7 +188,8 @@ void lut_device_close(lut_device *device) {
     device->workspace = NULL;
 }
 
-static int check_arguments(const lut_device *device, const lut_gemm_args *args, flute_error *err) {
+static int check_arguments(const lut_device *device, const lut_gemm_args *args, lut_path path,
+                           flute_error *err) {
     const weight *w = args->w;
     const bool gate_up = args->epilogue == LUT_SILU_MUL || args->epilogue == LUT_GELU_MUL;
     if (!weight_is_quantized(w->type))
@@ -168,8 +208,7 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
     if ((args->norm.squares || args->next.squares) && args->n_tokens > LUT_NORM_TOKENS)
         return fail(err, FLUTE_EINVAL, "lut_gemm: a norm with %lld tokens; at most %d",
                     (long long)args->n_tokens, (int)LUT_NORM_TOKENS);
-    if ((args->norm.squares || args->next.squares) && args->path != LUT_PATH_AUTO &&
-        args->path != LUT_PATH_GEMV)
+    if ((args->norm.squares || args->next.squares) && path != LUT_PATH_GEMV)
         return fail(err, FLUTE_EINVAL, "lut_gemm: only LUT_PATH_GEMV has norms");
     if (args->next.squares && (args->epilogue != LUT_ADD_F32 || args->next.x_stride < w->n_rows))
         return fail(err, FLUTE_EINVAL,
@@ -180,8 +219,10 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
     if (args->x_order.tile_tokens &&
         (args->path != LUT_PATH_AUTO || args->x_order.tile_tokens != want.tile_tokens))
         return fail(err, FLUTE_EINVAL, "lut_gemm: activations in an order that the product does not take");
-    if (args->path == LUT_PATH_WIDE && !device->has_wide)
-        return fail(err, FLUTE_EINVAL, "lut_gemm: LUT_PATH_WIDE needs compute capability 9.0 (Hopper)");
+    if (!lut_gemm_has_path(device, path))
+        return fail(err, FLUTE_EINVAL, "lut_gemm: %s",
+                    path == LUT_PATH_WIDE ? "LUT_PATH_WIDE needs compute capability 9.0 (Hopper)"
+                                          : "this path needs code for compute capability 9.0");
     return FLUTE_OK;
 }
 
@@ -209,6 +250,7 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
     p.n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS);
     p.panel_units = (int)(layout_padded_cols(w->n_cols, w->group_size) / layout_unit_cols(w->group_size));
     p.epilogue = args->epilogue, p.overlap = args->overlap;
+    p.releases = args->overlap && !args->held;
     p.y_aligned = ((uintptr_t)p.y | (uintptr_t)(p.y_stride * (is_float ? 4 : 2))) % 16 == 0;
     p.norm = args->norm, p.next = args->next;
     fill_tables(w, &p);
@@ -250,35 +292,44 @@ static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) 
                   stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);
 }
 
-// One block on each SM, up to 32 tokens. Panels that a block owns beyond two for each warp make further
-// passes over K, as even as can be; where it owns fewer, warps split K. False: fewer than two stages fit.
-static bool plan_tile_passes(const weight *w, int most_panels, int most_slices, lut_params *p) {
-    const int tokens = kernel_tokens(LUT_PATH_TILE, p->n_tokens);
+// lut_tile and lut_ampere: one block on each SM, up to 32 tokens.
+static int tile_warps(lut_path path, int tokens) {
+    return path == LUT_PATH_AMPERE ? ampere_warps(tokens) : (int)TILE_WARPS;
+}
+
+// Panels that a block owns beyond two for each warp make further passes over K, as even as can be; where it
+// owns fewer, warps split K. False: fewer than two stages fit.
+static bool plan_tile_passes(const lut_device *device, lut_path path, const weight *w, int most_panels,
+                             int most_slices, lut_params *p) {
+    const int tokens = kernel_tokens(path, p->n_tokens), warps = tile_warps(path, tokens);
     const int unit_bytes = (int)layout_unit_bytes(w->type, w->group_size),
               unit_cols = layout_unit_cols(w->group_size);
     const int passes = (p->cta_panels + most_panels - 1) / most_panels;
     p->tile_panels = (p->cta_panels + passes - 1) / passes;
-    p->k_slices = TILE_WARPS / ((p->tile_panels + 1) / 2);
+    p->k_slices = warps / ((p->tile_panels + 1) / 2);
     if (p->k_slices > most_slices) p->k_slices = most_slices;
     const int stages_of_k = (p->panel_units + p->k_slices - 1) / p->k_slices;
     p->k_slices = (p->panel_units + stages_of_k - 1) / stages_of_k; // stages of equal size
     // 64 bytes more than a multiple of 128: eight lanes that read two tokens meet no bank twice.
     p->x_row_bytes = p->k_slices * unit_cols * 2 + 64;
+    const int x_rows = path == LUT_PATH_AMPERE && p->n_tokens < 8 ? p->n_tokens : tokens;
     const int sums =
         p->k_slices > 1 ? p->tile_panels * p->k_slices * PANEL_ROWS * tokens * (int)sizeof(float) : 0;
     divide_shared(p, sums,
-                  (int)round_up(p->tile_panels * p->k_slices * unit_bytes + tokens * p->x_row_bytes, 128),
-                  128, SM_SHARED);
+                  (int)round_up(p->tile_panels * p->k_slices * unit_bytes + x_rows * p->x_row_bytes, 128),
+                  128, path_shared(device, path));
+    if (path == LUT_PATH_AMPERE && p->stages > AMPERE_STAGES) p->stages = AMPERE_STAGES;
     return p->stages >= 2;
 }
 
-static void plan_tile(const lut_device *device, const weight *w, lut_params *p) {
+static void plan_tile(const lut_device *device, lut_path path, const weight *w, lut_params *p) {
+    const int warps = tile_warps(path, kernel_tokens(path, p->n_tokens));
     p->cta_panels = (p->n_panels + device->n_sms - 1) / device->n_sms;
     // Few tokens: reading their activations twice costs less than stages of a single unit.
-    const int most = p->n_tokens <= 16 ? TILE_WARPS + 1 : 2 * TILE_WARPS;
+    const int most = p->n_tokens <= 16 ? warps + warps % 2 : 2 * warps;
     for (int most_panels = most; most_panels >= 2; most_panels -= 2)
-        for (int most_slices = TILE_WARPS; most_slices >= 1; most_slices--)
-            if (plan_tile_passes(w, most_panels, most_slices, p)) return;
+        for (int most_slices = warps; most_slices >= 1; most_slices--)
+            if (plan_tile_passes(device, path, w, most_panels, most_slices, p)) return;
     assert(!"two stages of two panels and one slice always fit");
 }
 
@@ -337,27 +388,34 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
 static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lut_path path, lut_params *p,
                          cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
-    const bool gemv = path == LUT_PATH_GEMV;
-    if (gemv)
+    const int tokens = kernel_tokens(path, p->n_tokens);
+    const lut_kernel kernel = pick_kernel(path, weight_type_bits(w->type), w->group_size, tokens);
+    int warps = tile_warps(path, tokens) + (path == LUT_PATH_TILE); // one more copies
+    if (path == LUT_PATH_GEMV) {
         plan_gemv(device, w, p);
-    else
-        plan_tile(device, w, p);
-    const cudaError_t code = cuda_launch(
-        pick_kernel(path, weight_type_bits(w->type), w->group_size, kernel_tokens(path, p->n_tokens)),
-        dim3((unsigned)((p->n_panels + p->cta_panels - 1) / p->cta_panels)),
-        ((gemv ? GEMV_WARPS : TILE_WARPS) + 1) * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes),
-        stream, args->overlap, *p);
+        warps = GEMV_WARPS + 1;
+    } else
+        plan_tile(device, path, w, p);
+    // Not readied by lut_device_open where it is only asked for to compare.
+    cudaError_t code = cudaSuccess;
+    if (path == LUT_PATH_AMPERE && device->code_version >= CODE_HOPPER)
+        code = ready_kernel(device, path, kernel);
+    if (code == cudaSuccess)
+        code = cuda_launch(kernel, dim3((unsigned)((p->n_panels + p->cta_panels - 1) / p->cta_panels)),
+                           warps * 32, (size_t)(p->ring_at + p->stages * p->stage_bytes), stream,
+                           args->overlap, *p);
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 
 // What a path cannot take at once goes in pieces, each of which reads the weights.
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err) {
-    int code = check_arguments(device, args, err);
-    if (code != FLUTE_OK) return code;
     const weight *w = args->w;
     const lut_path path = args->path ? args->path : lut_gemm_path(device, w, args->n_tokens);
-    const int tokens = kernel_tokens(path, args->n_tokens);
+    int code = check_arguments(device, args, path, err);
+    if (code != FLUTE_OK) return code;
+    const int most = most_tokens(device, path),
+              tokens = kernel_tokens(path, args->n_tokens < most ? args->n_tokens : most);
     int64_t piece = tokens;
     if (path == LUT_PATH_WIDE) {
         const int64_t tile_bytes = layout_padded_cols(w->n_cols, w->group_size) * 2 * tokens;

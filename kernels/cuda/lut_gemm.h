@@ -20,12 +20,15 @@ typedef struct lut_device {
     int ordinal;
     int n_sms;
     int most_cluster; // blocks of threads that a cluster may have; 1: the device has none
+    int shared;       // bytes of shared memory that a block of threads may have
+    int code_version; // what the kernels that are loaded were compiled for: 80, 86, 89, or 90 and later
     bool has_wide;    // the kernels for many tokens run here: compute capability 9.0, Hopper
     void *workspace;  // of those kernels, in device memory, so that one product at a time may run; or NULL
 } lut_device;
 
 // Describes the current device and readies the kernels for it; once a device. FLUTE_EDEVICE: none, or
-// the driver is too old; FLUTE_ENOMEM; FLUTE_EUNSUPPORTED: a GPU before compute capability 9.0.
+// the driver is too old; FLUTE_ENOMEM; FLUTE_EUNSUPPORTED: a GPU before compute capability 8.0, or one that
+// this build has no code for.
 int lut_device_open(lut_device *out, flute_error *err);
 // Once the device is idle; also after lut_device_open failed, or on zeros.
 void lut_device_close(lut_device *device);
@@ -41,15 +44,20 @@ typedef enum lut_epilogue {
 
 // The kernels, to compare them; each takes any number of tokens.
 typedef enum lut_path {
-    LUT_PATH_AUTO, // what was measured to be fastest
-    LUT_PATH_GEMV, // four tokens at a time
-    LUT_PATH_TILE, // 32
-    LUT_PATH_WIDE, // where lut_device.has_wide
+    LUT_PATH_AUTO,   // what was measured to be fastest
+    LUT_PATH_GEMV,   // four tokens at a time; code for 9.0 or later
+    LUT_PATH_TILE,   // 32; likewise
+    LUT_PATH_WIDE,   // where lut_device.has_wide
+    LUT_PATH_AMPERE, // 32, or 16 where shared memory is small; any code
 } lut_path;
+
+// Whether a path runs on the device.
+bool lut_gemm_has_path(const lut_device *device, lut_path path);
 
 // An RMS norm between two products, without a kernel of its own: the first one adds to the residual stream y,
 // leaves y times the norm's weight as bf16 and, block by block, the sum of the squares of y; the second one
-// multiplies that and, at its end, its sums by 1 / sqrt(mean(y²) + eps). For at most LUT_NORM_TOKENS tokens.
+// multiplies that and, at its end, its sums by 1 / sqrt(mean(y²) + eps). For at most LUT_NORM_TOKENS tokens,
+// on LUT_PATH_GEMV.
 enum { LUT_NORM_TOKENS = 4, LUT_MAX_PARTS = 512 };
 
 typedef struct lut_norm { // of the second product: x is what the first has left
@@ -89,6 +97,9 @@ typedef struct lut_gemm_args {
     // Start while the kernel before in the stream still runs, and read weights ahead of its end (programmatic
     // dependent launch). W must then not be written by that kernel; x and y may.
     bool overlap;
+    // The kernel behind must not start before this one has ended, because it does not wait for it: NCCL's
+    // kernels for symmetric memory read what other ranks' kernels may still be writing.
+    bool held;
     lut_path path;
 } lut_gemm_args;
 

@@ -245,7 +245,7 @@ __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
         while (slot < p.stages && !walk.done()) issue();
     }
     __syncwarp();
-    if (p.overlap) dependents_launch();
+    if (p.releases) dependents_launch();
     __syncthreads();
     if (!leader) return;
     for (uint32_t parity = 0; !walk.done(); parity ^= 1)
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const int panel0 = blockIdx.x * p.cta_panels, panels = min(p.cta_panels, p.n_panels - panel0);
     if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
 
-    if (p.overlap) dependents_launch();
+    if (p.releases) dependents_launch();
     table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 

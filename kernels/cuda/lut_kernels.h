@@ -22,10 +22,11 @@ struct lut_params {
     int ring_at, sums_at, barriers_at; // offsets in shared memory; the table stands at 0
     int epilogue;                      // a lut_epilogue
     int overlap;
+    int releases;         // lets the next kernel start early
     uint32_t always_zero; // a zero that the compiler does not know: see barrier_arrive_after
     int group_panels;     // lut_gemv: panels that a block adds up at a time
-    // lut_tile: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage; bytes from one
-    // token's activations to the next in it
+    // lut_tile, lut_ampere: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage;
+    // bytes from one token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
     // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
     // whose stages blocks share evenly; where blocks leave partial sums
@@ -71,6 +72,12 @@ __host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, int 
 }
 
 enum { GEMV_WARPS = 8, GEMV_MAX_TOKENS = 4, TILE_WARPS = 15, TILE_MAX_TOKENS = 32 };
+enum { AMPERE_MAX_TOKENS = 32, AMPERE_STAGES = 4 }; // at most
+
+// Warps of lut_ampere: as many as have registers enough, 128, 168 or 255 a thread.
+__host__ __device__ constexpr int ampere_warps(int tokens) {
+    return tokens > 16 ? 8 : tokens > 8 ? 12 : 16;
+}
 
 // Units of a warp in a stage of the ring: enough bytes that a copy (about 50 clocks whatever its size) is
 // not what limits the stream.
@@ -89,6 +96,12 @@ lut_kernel lut_tile_w2(int group, int n_tiles);
 lut_kernel lut_tile_w3(int group, int n_tiles);
 lut_kernel lut_tile_w4(int group, int n_tiles);
 lut_kernel lut_tile_w8(int group, int n_tiles);
+
+// The same for compute capability 8.x.
+lut_kernel lut_ampere_w2(int group, int n_tiles);
+lut_kernel lut_ampere_w3(int group, int n_tiles);
+lut_kernel lut_ampere_w4(int group, int n_tiles);
+lut_kernel lut_ampere_w8(int group, int n_tiles);
 
 // The kernel for tiles of 8, 16, 32, 64 or 128 tokens, sm_90a only; p.x: what lut_arrange wrote.
 lut_kernel lut_wide_w2(int group, int tokens);

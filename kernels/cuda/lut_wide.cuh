@@ -162,7 +162,7 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
         barrier_init_fence();
     }
     __syncthreads();
-    dependents_launch();
+    if (p.releases) dependents_launch();
     if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TOKENS>(p, ring, full, empty);
     if (threadIdx.x != WIDE_CONSUMERS + WARP) return;
     dependency_wait();
@@ -373,7 +373,7 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
     enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     __syncthreads(); // the barriers are there
-    dependents_launch();
+    if (p.releases) dependents_launch();
     table_build<BITS>(smem, p.table, WIDE_WARPS);
     dependency_wait(); // for y, which the epilogue may read, and for the partial sums
     barrier_sync(1, WIDE_CONSUMERS);

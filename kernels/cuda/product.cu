@@ -10,7 +10,7 @@
 #include "kernels/layout.h"
 
 enum {
-    TILE_TOKENS = 32, // most tokens that lut_gemm takes with one reading of the weights, without lut_wide
+    TILE_TOKENS = 32,           // most that lut_gemm takes without lut_wide, in one or two pieces
     PIECE_BYTES = 128 << 20,    // dequantized weights: enough rows of W that cuBLAS fills the machine
     WORKSPACE_BYTES = 32 << 20, // what cuBLAS recommends for Hopper
     PIECE_ROWS = 128,           // a piece has a multiple of so many rows
@@ -51,8 +51,9 @@ void product_cublas_version(const product_device *device, char *out, size_t size
     snprintf(out, size, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
 }
 
-bool product_fuses_norm(const weight *w, int n_tokens) {
-    return weight_is_quantized(w->type) && n_tokens <= LUT_NORM_TOKENS;
+bool product_fuses_norm(const product_device *device, const weight *w, int n_tokens) {
+    return weight_is_quantized(w->type) && n_tokens <= LUT_NORM_TOKENS &&
+           lut_gemm_path(&device->lut, w, n_tokens) == LUT_PATH_GEMV;
 }
 
 // Rows of a weight with n_cols columns that are dequantized at a time.

@@ -40,7 +40,7 @@ lut_order product_order(const product_device *device, const weight *w, int64_t n
 bool product_orders(const product_device *device, const weight *w, int64_t n_tokens);
 
 // Whether the product of so many tokens can leave or take a norm (lut_norm).
-bool product_fuses_norm(const weight *w, int n_tokens);
+bool product_fuses_norm(const product_device *device, const weight *w, int n_tokens);
 
 // Queues the product. args->w may be dense: bf16 then. Errors as lut_gemm.
 int product(const product_device *device, const product_scratch *scratch, const lut_gemm_args *args,

@@ -66,8 +66,10 @@ static norm_source norm_of(const backend_state *state, const step_op *op) {
     if (before->norm.weight) return NORM_DONE;
     if (state->ranks) return NORM_KERNEL; // a sum stands between
     const int n_rows = state->shape.n_rows;
-    return product_fuses_norm(before->weight, n_rows) && product_fuses_norm(op->weight, n_rows) ? NORM_PRODUCT
-                                                                                                : NORM_KERNEL;
+    const product_device *device = &state->be->device;
+    const bool fuses =
+        product_fuses_norm(device, before->weight, n_rows) && product_fuses_norm(device, op->weight, n_rows);
+    return fuses ? NORM_PRODUCT : NORM_KERNEL;
 }
 
 // The norm that project_add `op` prepares.
@@ -98,6 +100,7 @@ static int multiply_normed(const backend_state *state, const step_op *op, const 
     lut_gemm_args args = describe_product(op->weight, state->normed, hidden, n_rows, to);
     args.x_order = product_order(&state->be->device, op->weight, n_rows);
     args.y_order = to.order;
+    args.held = state->ranks != NULL && op->verb == VERB_HEAD;
     const norm_source source = norm_of(state, op);
     if (source == NORM_PRODUCT) {
         args.norm.squares = state->squares, args.norm.eps = op->norm.eps;
@@ -136,6 +139,7 @@ static int queue_attend(const backend_state *state, const step_op *op, flute_err
     args.rows = &rows, args.out = state->attn;
     if (!is_last(state, op)) args.order = input_order(state, op + 1); // project_add follows
     args.window = op->window, args.softcap = op->softcap;
+    args.shared = state->be->device.lut.shared;
     if (state->shape.n_runs > 0) {
         args.runs = (const attention_run *)(state->inputs + state->places.runs);
         args.n_runs = state->shape.n_runs, args.q = state->q;
@@ -169,9 +173,9 @@ static int queue_embed(const backend_state *state, const step_op *op, flute_erro
     const int n_rows = state->shape.n_rows;
     cudaStream_t stream = state->be->device.stream;
     const size_t bytes = (size_t)n_rows * (size_t)state->dims.hidden * sizeof(float);
-    const cudaError_t code = op->weight->data
-                                 ? cuda_embed(op->weight, ids, n_rows, op->scale, state->x, stream)
-                                 : cudaMemsetAsync(state->x, 0, bytes, stream);
+    const cudaError_t code = op->weight->data ? cuda_embed(op->weight, ids, n_rows, op->scale, state->x,
+                                                           state->ranks != NULL, stream)
+                                              : cudaMemsetAsync(state->x, 0, bytes, stream);
     if (code != cudaSuccess || !state->ranks) return check(err, code, "embedding");
     return sum_ranks(state, op, state->x, err);
 }
@@ -202,7 +206,8 @@ static int queue_shared_product(const backend_state *state, const step_op *op, c
     int code = FLUTE_OK;
     if (w->data) {
         code = check(err, widen(state, w, &x, width, &stride), "activations");
-        const lut_gemm_args args = describe_product(w, x, stride, n_rows, to);
+        lut_gemm_args args = describe_product(w, x, stride, n_rows, to);
+        args.held = true;
         if (!code) code = product(&state->be->device, &state->scratch, &args, err);
     } else if (to.epilogue == LUT_STORE_F32) {
         code = check(err, cudaMemsetAsync(to.y, 0, bytes, state->be->device.stream), "a sum");

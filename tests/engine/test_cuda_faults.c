@@ -24,10 +24,16 @@ static void test_no_device(void **unused) {
     simt_set_devices(0);
     assert_int_equal(backend_create_cuda(pool, &be, &err), FLUTE_EDEVICE);
     simt_set_devices(1);
-    simt_set_capability(8, 6);
+    simt_set_capability(7, 5);
     assert_int_equal(backend_create_cuda(pool, &be, &err), FLUTE_EUNSUPPORTED);
-    assert_says(&err, "8.6");
+    assert_says(&err, "compute capability 7.5; the kernels need 8.0 (Ampere) or later");
+    simt_set_capability(8, 6);
+    simt_set_code(90); // a build for Hopper only
+    assert_int_equal(backend_create_cuda(pool, &be, &err), FLUTE_EUNSUPPORTED);
+    assert_says(&err, "no code for the GPU's compute capability 8.6");
+    assert_says(&err, "-Dgpu_arch=86");
     simt_set_capability(9, 0);
+    simt_set_code(0);
     assert_int_equal(simt_allocated(), 0);
 }
 

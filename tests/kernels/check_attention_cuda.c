@@ -186,7 +186,7 @@ static int cut_runs(const scene *c, attention_run *runs) {
 }
 
 // Runs the scene; out: (n_rows, n_heads, head_dim).
-static void scene_run(const scene *c, bool decode, int n_sms, int cluster, bf16 *out) {
+static void scene_run(const scene *c, bool decode, int n_sms, int cluster, int shared, bf16 *out) {
     const shape *s = &c->s;
     const int64_t out_width = s->n_heads * s->head_dim;
     const lut_order order = {s->arranged ? 32 : 0, (int)(out_width + 127) / 128};
@@ -225,7 +225,8 @@ static void scene_run(const scene *c, bool decode, int n_sms, int cluster, bf16 
                            .window = s->window,
                            .softcap = s->softcap,
                            .n_sms = n_sms,
-                           .most_cluster = cluster};
+                           .most_cluster = cluster,
+                           .shared = shared};
     args.out = DEVICE(poison, n_out);
     if (decode) {
         args.rotation = &rotation, args.counters = DEVICE(zeros, counters),
@@ -257,12 +258,12 @@ static double scene_error(const scene *c, const bf16 *out) {
     return worst;
 }
 
-static bool check_shape(const shape *s, bool decode, int n_sms, int cluster) {
+static bool check_shape(const shape *s, bool decode, int n_sms, int cluster, int shared) {
     scene *c = scene_create(s);
     const size_t bytes = (size_t)c->n_rows * (size_t)(s->n_heads * s->head_dim) * sizeof(bf16);
     bf16 *out = host_zeros(bytes, 1), *again = host_zeros(bytes, 1);
-    scene_run(c, decode, n_sms, cluster, out);
-    scene_run(c, decode, n_sms, cluster, again);
+    scene_run(c, decode, n_sms, cluster, shared, out);
+    scene_run(c, decode, n_sms, cluster, shared, again);
     const double error = scene_error(c, out);
     const bool same = memcmp(out, again, bytes) == 0;
     if (error > 1 || !same)
@@ -293,8 +294,8 @@ static shape random_shape(int head_dim, int n_queries, bool decode) {
 }
 
 int main(int argc, char **argv) {
-    static const int head_dims[] = {32, 48, 64, 80, 128, 256}, queries[] = {1, 3, 4, 8, 20};
-    enum { N_DIMS = 6, N_QUERIES = 5 };
+    static const int head_dims[] = {32, 48, 64, 80, 128, 144, 256}, queries[] = {1, 3, 4, 8, 20};
+    enum { N_DIMS = 7, N_QUERIES = 5, LITTLE_SHARED = 99 * 1024 }; // what 8.6 and 8.9 have
     int n_devices = 0, failed = 0, n = 0;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         printf("1..0 # SKIP no CUDA device\n");
@@ -303,7 +304,13 @@ int main(int argc, char **argv) {
 #ifdef EMULATED_SMS
     simt_set_sms(EMULATED_SMS);
 #endif
-    check(cuda_attention_open(), "cuda_attention_open");
+    lut_device device;
+    flute_error err;
+    if (lut_device_open(&device, &err) != FLUTE_OK) {
+        printf("1..0 # SKIP %s\n", err.message);
+        return 0;
+    }
+    check(cuda_attention_open(device.shared), "cuda_attention_open");
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
     random_state = seed * 2 + 1;
     printf("1..%d\n# seed %llu\n", 2 * N_DIMS * N_QUERIES, (unsigned long long)seed);
@@ -312,7 +319,11 @@ int main(int argc, char **argv) {
             bool good = true;
             for (int k = 0; k < 3; k++) {
                 const shape s = random_shape(head_dims[i / N_QUERIES], queries[i % N_QUERIES], decode);
-                good = check_shape(&s, decode, k ? 132 : 4, k ? 1 << (1 + random_below(3)) : 1) && good;
+                const int wanted = k ? 1 << (1 + random_below(3)) : 1,
+                          cluster = wanted < device.most_cluster ? wanted : device.most_cluster;
+                good = check_shape(&s, decode, k ? 132 : 4, cluster,
+                                   random_below(2) ? device.shared : (int)LITTLE_SHARED) &&
+                       good;
             }
             printf("%sok %d - %s, %d heads of %d for a KV head\n", good ? "" : "not ", ++n,
                    decode ? "decode" : "prefill", queries[i % N_QUERIES], head_dims[i / N_QUERIES]);

@@ -4,7 +4,7 @@
 // whose plan says SKIP where there is no device.
 //
 //     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
-//     wide)
+//     wide, ampere)
 //
 // --small: less of each, for the emulator of tests/simt.
 #include <cuda_runtime_api.h>
@@ -241,8 +241,8 @@ static bool case_gaps_untouched(const check_case *c, const uint8_t *y) {
     return true;
 }
 
-static const char *const path_names[] = {"auto", "gemv", "tile", "wide"};
-enum { N_PATHS = 4 };
+static const char *const path_names[] = {"auto", "gemv", "tile", "wide", "ampere"};
+enum { N_PATHS = 5 };
 
 // Runs a case twice; prints what is wrong with it.
 static bool case_check(const lut_device *device, check_case *c) {
@@ -361,8 +361,9 @@ static bool check_groups(const lut_device *device, bool small, weight_type type,
             else
                 random_shape(group_size, n_tokens, &n_rows, &n_cols);
             check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
-            const int path = random_below(device->has_wide ? N_PATHS : LUT_PATH_WIDE);
-            c.path = (lut_path)(only_path >= 0 ? only_path : path);
+            do c.path = (lut_path)random_below(N_PATHS);
+            while (!lut_gemm_has_path(device, c.path));
+            if (only_path >= 0) c.path = (lut_path)only_path;
             case_order(device, &c);
             good = case_check(device, &c) && good;
             case_free(&c);
@@ -388,7 +389,8 @@ int main(int argc, char **argv) {
     }
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261124;
     random_state = seed * 2 + 1;
-    printf("1..%d\n# seed %llu\n", N_TYPES * n_counts, (unsigned long long)seed);
+    printf("1..%d\n# seed %llu, code for %d\n", N_TYPES * n_counts, (unsigned long long)seed,
+           device.code_version);
     const int only_type = argc > 2 ? weight_type_parse(argv[2]) : -1,
               only_tokens = argc > 3 ? atoi(argv[3]) : 0;
     int only_path = -1;

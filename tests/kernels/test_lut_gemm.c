@@ -1,6 +1,6 @@
 // The host side of the GPU's LUT-GEMM, on the emulator's device: how lut_wide divides its tiles among few and
-// many SMs, which is where blocks wait for each other, and what is refused. check_cuda compares the
-// arithmetic.
+// many SMs, which is where blocks wait for each other, which kernels run where, and what is refused.
+// check_cuda compares the arithmetic.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -128,6 +128,7 @@ static void test_other_gpus(void **state) {
     flute_error err = {0};
     simt_set_capability(10, 0);
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
+    assert_int_equal(device.code_version, 90);
     assert_false(device.has_wide);
     product p = product_new(40, 256, 128, 40);
     assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_TILE);
@@ -138,6 +139,44 @@ static void test_other_gpus(void **state) {
     product_free(&p);
     lut_device_close(&device);
     simt_set_capability(9, 0);
+}
+
+// Compute capability, code, bytes of shared memory: the path follows the code that is loaded, not the card.
+static void test_code_of_ampere(void **state) {
+    (void)state;
+    static const int cards[][4] = {{8, 0, 0, 163}, {8, 6, 0, 99}, {8, 9, 80, 99}, {9, 0, 80, 227}};
+    for (size_t i = 0; i < sizeof cards / sizeof *cards; i++) {
+        lut_device device;
+        flute_error err = {0};
+        simt_set_capability(cards[i][0], cards[i][1]);
+        simt_set_code(cards[i][2]);
+        assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
+        assert_int_equal(device.shared, cards[i][3] * 1024);
+        assert_false(device.has_wide);
+        product p = product_new(200, 1280, 128, 40);
+        assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_AMPERE);
+        assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_AMPERE);
+        const long before = simt_launches();
+        assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, &err), FLUTE_OK);
+        product_check(&p);
+        assert_int_equal(simt_launches() - before, cards[i][3] == 99 ? 3 : 2); // 16 or 32 tokens at a time
+        assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, &err), FLUTE_EINVAL);
+        assert_non_null(strstr(err.message, "needs code for compute capability 9.0"));
+        const float squares = 0;
+        const lut_gemm_args normed = {.w = &p.w,
+                                      .x = p.x,
+                                      .x_stride = p.w.n_cols,
+                                      .n_tokens = 1,
+                                      .y = p.y,
+                                      .y_stride = p.w.n_rows,
+                                      .norm = {.squares = &squares, .n_parts = 1}};
+        assert_int_equal(lut_gemm(&device, &normed, NULL, &err), FLUTE_EINVAL);
+        assert_non_null(strstr(err.message, "only LUT_PATH_GEMV has norms"));
+        product_free(&p);
+        lut_device_close(&device);
+    }
+    simt_set_capability(9, 0);
+    simt_set_code(0);
 }
 
 static void test_no_memory(void **state) {
@@ -160,7 +199,7 @@ static void test_paths(void **state) {
     assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_GEMV);
     assert_int_equal(lut_gemm_path(&device, &p.w, 8), LUT_PATH_TILE);
     assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_WIDE);
-    for (lut_path path = LUT_PATH_AUTO; path <= LUT_PATH_WIDE; path++) {
+    for (lut_path path = LUT_PATH_AUTO; path <= LUT_PATH_AMPERE; path++) {
         assert_int_equal(product_run(&device, &p, path, &err), FLUTE_OK);
         product_check(&p);
     }
@@ -170,9 +209,8 @@ static void test_paths(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_division),
-        cmocka_unit_test(test_other_gpus),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_division),       cmocka_unit_test(test_other_gpus),
+        cmocka_unit_test(test_code_of_ampere), cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_paths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

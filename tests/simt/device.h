@@ -58,7 +58,7 @@ struct allocation {
 
 struct device {
     std::recursive_mutex mutex;
-    int n_devices = 1, n_sms = 2, major = 9, minor = 0;
+    int n_devices = 1, n_sms = 2;
     size_t memory = (size_t)1 << 30, used_device = 0, used_pinned = 0;
     int fail_allocation = 0, fail_launch = 0;
     int patience = 60; // seconds that a kernel may take
@@ -69,6 +69,18 @@ struct device {
     std::vector<CUgraph_st *> captures;
 };
 extern device d;
+
+// What the device and the code on it claim to be. Constants at first, so that a test may set them before
+// constructors have run.
+struct card {
+    int major = 9, minor = 0, code = 0;
+
+    int code_version() const { return code ? code : major >= 9 ? 90 : major * 10 + minor; }
+    int shared_capacity() const { // bytes for a block
+        return major >= 9 ? (int)SHARED_CAPACITY : minor == 0 ? 163 * 1024 : 99 * 1024;
+    }
+};
+extern card claims;
 
 struct guard {
     std::lock_guard<std::recursive_mutex> lock{d.mutex};

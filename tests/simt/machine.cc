@@ -513,6 +513,7 @@ void run(const launch &what, const launch *next) {
 }
 
 void dependents_launch() {
+    if (code_version() < 90) return; // its kernels do not overlap
     m->launches_dependents = true;
     if (m->is_last && next_launch) start_next();
 }
@@ -651,6 +652,7 @@ void check_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_re
 
 void mbarrier_init(uint32_t at, uint32_t arrivals) {
     mbarrier *b = (mbarrier *)shared_at(at, 8, 8);
+    if (code_version() < 90) stop("an mbarrier in code for %d", code_version());
     memset(b, 0, sizeof *b);
     b->sign = MBARRIER_SIGN, b->expected = b->pending = arrivals;
 }

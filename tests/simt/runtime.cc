@@ -13,6 +13,7 @@
 using namespace simt;
 
 device simt::d;
+card simt::claims;
 
 namespace {
 
@@ -121,6 +122,10 @@ cudaError_t enqueue(cudaStream_t s, operation what) {
 
 } // namespace simt
 
+int simt::code_version() {
+    return claims.code_version();
+}
+
 cudaError_t simt::queue(cudaStream_t stream, std::function<void()> what) {
     const guard g;
     return enqueue(stream, {std::move(what), nullptr});
@@ -145,11 +150,13 @@ cudaError_t simt::queue_launch(const cudaLaunchConfig_t *config, const void *ker
         if (a.id == cudaLaunchAttributeClusterDimension &&
             (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1))
             return report(cudaErrorNotSupported); // though CUDA has them
+        if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization && claims.code_version() < 90)
+            return report(cudaErrorNotSupported); // nothing in the kernel would wait
         if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
             overlaps = a.val.programmaticStreamSerializationAllowed;
     }
     if (cluster < 1 || cluster > MAX_CLUSTER || grid.x % cluster || (int)cluster > d.n_sms ||
-        (cluster > 1 && d.major < 9))
+        (cluster > 1 && claims.code_version() < 90))
         return report(cudaErrorInvalidClusterSize);
     if (counts_down(&d.fail_launch)) return report(cudaErrorLaunchOutOfResources);
     const launch what = {kernel, grid, block, config->dynamicSmemBytes, overlaps, cluster, std::move(body)};
@@ -245,13 +252,13 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int ord
     case cudaDevAttrMaxThreadsPerMultiProcessor:
         return *value = 2048, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-        return *value = d.major, cudaSuccess;
+        return *value = claims.major, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-        return *value = d.minor, cudaSuccess;
+        return *value = claims.minor, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-        return *value = simt::SHARED_CAPACITY + 1024, cudaSuccess;
+        return *value = claims.shared_capacity() + 1024, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        return *value = simt::SHARED_CAPACITY, cudaSuccess;
+        return *value = claims.shared_capacity(), cudaSuccess;
     }
     return report(cudaErrorInvalidValue);
 }
@@ -261,12 +268,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int ordinal) {
     *p = {};
     snprintf(p->name, sizeof p->name, "simt emulator");
     p->totalGlobalMem = d.memory;
-    p->sharedMemPerBlock = DEFAULT_SHARED, p->sharedMemPerBlockOptin = simt::SHARED_CAPACITY;
-    p->sharedMemPerMultiprocessor = simt::SHARED_CAPACITY + 1024, p->reservedSharedMemPerBlock = 1024;
+    p->sharedMemPerBlock = DEFAULT_SHARED, p->sharedMemPerBlockOptin = (size_t)claims.shared_capacity();
+    p->sharedMemPerMultiprocessor = p->sharedMemPerBlockOptin + 1024, p->reservedSharedMemPerBlock = 1024;
     p->regsPerBlock = p->regsPerMultiprocessor = 65536;
     p->warpSize = simt::LANES, p->maxThreadsPerBlock = simt::MAX_THREADS;
     p->maxThreadsPerMultiProcessor = 2048, p->maxBlocksPerMultiProcessor = 32;
-    p->major = d.major, p->minor = d.minor, p->multiProcessorCount = d.n_sms;
+    p->major = claims.major, p->minor = claims.minor, p->multiProcessorCount = d.n_sms;
     p->memoryBusWidth = 5120, p->l2CacheSize = 50 << 20;
     return cudaSuccess;
 }
@@ -483,11 +490,24 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *kernel) {
+    const guard g;
+    *attributes = {};
+    if (!kernel) return report(cudaErrorInvalidDeviceFunction);
+    if (claims.code_version() > claims.major * 10 + claims.minor)
+        return report(cudaErrorNoKernelImageForDevice);
+    const auto limit = d.shared_limits.find(kernel);
+    attributes->maxThreadsPerBlock = simt::MAX_THREADS, attributes->ptxVersion = claims.code_version();
+    attributes->binaryVersion = claims.major * 10 + claims.minor;
+    attributes->maxDynamicSharedSizeBytes = limit == d.shared_limits.end() ? DEFAULT_SHARED : limit->second;
+    return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
     const guard g;
     if (!kernel) return report(cudaErrorInvalidDeviceFunction);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > simt::SHARED_CAPACITY) return report(cudaErrorInvalidValue);
+    if (value < 0 || value > claims.shared_capacity()) return report(cudaErrorInvalidValue);
     d.shared_limits[kernel] = value;
     return cudaSuccess;
 }
@@ -497,7 +517,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
                                                           size_t shared) {
     if (threads < 1 || threads > simt::MAX_THREADS) return report(cudaErrorInvalidValue);
     const int by_threads = 2048 / threads,
-              by_shared = (int)((simt::SHARED_CAPACITY + 1024) / (shared + 1024));
+              by_shared = (int)((size_t)(claims.shared_capacity() + 1024) / (shared + 1024));
     *blocks = min(min(by_threads, by_shared), 32);
     return cudaSuccess;
 }
@@ -526,7 +546,10 @@ void simt_set_memory(size_t bytes) {
     d.memory = bytes;
 }
 void simt_set_capability(int major, int minor) {
-    d.major = major, d.minor = minor;
+    claims.major = major, claims.minor = minor;
+}
+void simt_set_code(int version) {
+    claims.code = version;
 }
 void simt_fail_allocation(int n) {
     d.fail_allocation = n;

@@ -103,6 +103,7 @@ void copies_wait(int groups_left);
 void mbarrier_arrive_after_copies(uint32_t at);
 
 // Of runtime.cc.
+int code_version(); // what the kernels claim to be compiled for: 90, 80, …
 bool device_memory_contains(const void *p, size_t bytes);
 cudaError_t queue(cudaStream_t stream, std::function<void()> what);
 // Checks a launch as the driver does, and queues it.

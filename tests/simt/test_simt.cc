@@ -430,6 +430,7 @@ static __global__ void cluster_kernel(float *out, int size, bool wait) {
     dependents_launch();
     if (thread >= 32) return;
     if (thread == 0) barrier_init(barrier, 1), barrier_init_fence(), barrier_expect(barrier, size * 8);
+    __syncwarp();
     cluster_arrive();
     dependency_wait();
     if (wait) cluster_wait();
@@ -465,6 +466,40 @@ static void test_clusters(void **) {
                                               out.data, size, true),
                          cudaErrorInvalidClusterSize);
     simt_set_sms(2);
+}
+
+// A launch overlaps only where the code that is loaded can wait, and no device runs code for a later one.
+static void test_code_for_older_devices(void **) {
+    cudaFuncAttributes attributes;
+    int version = 0;
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    simt_set_capability(8, 6);
+    assert_int_equal(cuda_code_version(&version), cudaSuccess);
+    assert_int_equal(version, 86);
+    assert_int_equal(cudaFuncSetAttribute((const void *)chain_kernel, limit, 99 * 1024 + 1),
+                     cudaErrorInvalidValue);
+    assert_true(chain_is_right(2, false));
+    simt_set_code(90);
+    assert_int_equal(cudaFuncGetAttributes(&attributes, (const void *)chain_kernel),
+                     cudaErrorNoKernelImageForDevice);
+    simt_set_capability(9, 0);
+    simt_set_code(80);
+    assert_int_equal(cuda_code_version(&version), cudaSuccess);
+    assert_int_equal(version, 80);
+    assert_int_equal(cudaFuncGetAttributes(&attributes, (const void *)chain_kernel), cudaSuccess);
+    assert_int_equal(attributes.binaryVersion, 90);
+    assert_true(chain_is_right(2, false));
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = config.blockDim = dim3(1), config.attrs = &attribute, config.numAttrs = 1;
+    int *none = nullptr;
+    assert_int_equal(cudaLaunchKernelEx(&config, chain_kernel, none, none, 1, true), cudaErrorNotSupported);
+    simt_set_code(0);
+    assert_int_equal(cuda_code_version(&version), cudaSuccess);
+    assert_int_equal(version, 90);
+    assert_false(chain_is_right(2, false));
 }
 
 static void test_pageable_memory_is_staged(void **) {
@@ -655,6 +690,11 @@ static const struct {
     {"byte 64 of shared memory was written, of 64", [] { launch(overflow_kernel, 1, 1, 64); }},
     {"not aligned to 16",
      [] { launch(misaligned_kernel, 1, 1, 64, (const uint8_t *)device_array<uint8_t>(64).data); }},
+    {"an mbarrier in code for 86",
+     [] {
+         simt_set_capability(8, 6);
+         launch(missing_copy_kernel, 1, 1, 64);
+     }},
     {"wgmma: B changed while it was being read", [] { run_wrong_wgmma(1); }},
     {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
     {"blocks wait for others that never come", [] { run_partials(4, true); }},
@@ -707,6 +747,7 @@ int main() {
         cmocka_unit_test(test_streams_run_late),
         cmocka_unit_test(test_overlapped_launches),
         cmocka_unit_test(test_clusters),
+        cmocka_unit_test(test_code_for_older_devices),
         cmocka_unit_test(test_pageable_memory_is_staged),
         cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_refusals),

@@ -72,6 +72,10 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
     simt::copy_async(to, from, 16, inside ? 16 : 0);
 }
 
+__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
+    simt::copy_async(to, from, 16, 16);
+}
+
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     simt::mbarrier_arrive_after_copies(barrier);
 }
@@ -342,6 +346,8 @@ __device__ __forceinline__ uint32_t bf16x2_mul(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t bf16x2_add(uint32_t a, uint32_t b) {
     return simt::bf16x2_each(a, b, 0, [](double x, double y, double) { return x + y; });
 }
+
+enum { HAS_CLUSTERS = true };
 
 __device__ __forceinline__ void cluster_arrive() {
     simt::cluster_arrive();

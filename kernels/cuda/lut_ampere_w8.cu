@@ -1,0 +1,4 @@
+// The 8-bit kernels of lut_ampere.cuh.
+#include "kernels/cuda/lut_ampere.cuh"
+
+LUT_AMPERE_INSTANTIATE(8)
