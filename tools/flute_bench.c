@@ -39,8 +39,8 @@ static const char usage[] =
     "      --rows LIST             kernels: M, the rows of activations (default 1,8,16,64; on a GPU\n"
     "                              1,2,4,8,16,32,64,256)\n"
     "      --group N               kernels: columns per scale (default 128)\n"
-    "      --path NAME             kernels on a GPU, to compare them: auto, gemv, tile or wide (default "
-    "auto)\n"
+    "      --path NAME             kernels on a GPU, to compare them: auto, gemv, tile, wide or\n"
+    "                              ampere (default auto)\n"
     "      --repeat N              measurements of each, after one to warm up; the median counts (default "
     "3;\n"
     "                              kernels on a GPU: 15)\n"
@@ -48,7 +48,7 @@ static const char usage[] =
     "      --device NAME           auto, cpu or cuda (default auto)\n"
     "      --kernels NAME          auto or ref (default auto)\n"
     "      --no-verify             do not check the checksums of the model\n" RANKS_USAGE
-    "                           a list, as 1,2,4: each degree in turn, and how they scale\n"
+    "                           (--tp takes a list, as 1,2,4: each degree in turn, and how they scale)\n"
     "      --plot FILE.svg|.html   draw charts, too: a roofline with every measurement, and one for each "
     "table\n"
     "      --json                  print one JSON object instead of tables\n"
@@ -211,7 +211,7 @@ static int parse_types(const char *text, bench_options *o, flute_error *err) {
 }
 
 static int parse_option(int option, const char *text, bench_options *o, flute_error *err) {
-    static const char *const paths[] = {"auto", "gemv", "tile", "wide", NULL}; // as lut_path
+    static const char *const paths[] = {"auto", "gemv", "tile", "wide", "ampere", NULL}; // as lut_path
     int code;
     if (option != RANKS_OPT_TP && ranks_parse_option(option, text, &o->ranks, &o->model, &code, err))
         return code;
