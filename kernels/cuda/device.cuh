@@ -127,13 +127,11 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
                  : "memory");
 }
 
-// Asynchronous copy of 16 bytes of weights: L2 gives them up first, as those of copy_weights.
+// Asynchronous copy of 16 bytes of weights. Without a cache policy: ptxas 13.0 makes the policy part of a
+// descriptor in uniform registers, and where it is not the same for all lanes an H200 stops at an illegal
+// instruction.
 __device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
-    asm volatile("{\n.reg .b64 policy;\n"
-                 "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-                 "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n}" ::"r"(to),
-                 "l"(from)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 // Arrives when this thread's copy_activations so far have landed.

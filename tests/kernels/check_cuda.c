@@ -87,7 +87,9 @@ static check_case case_random(weight_type type, int group_size, int n_tokens, in
 static void case_order(const lut_device *device, check_case *c) {
     if (c->path != LUT_PATH_AUTO) return;
     if (random_below(2)) c->x_order = lut_gemm_order(device, &c->w, c->n_tokens);
-    if (!is_gate_up(c) || random_below(2)) return;
+    // LUT_PATH_AMPERE takes many tokens in pieces, which must be whole tiles of y.
+    if (!is_gate_up(c) || random_below(2) || lut_gemm_path(device, &c->w, c->n_tokens) == LUT_PATH_AMPERE)
+        return;
     c->y_order.tile_tokens = 8 << random_below(5);
     c->y_order.n_blocks = (int)((c->w.n_rows / 2 + 127) / 128);
 }
