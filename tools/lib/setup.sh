@@ -95,6 +95,18 @@ ensure_build_packages() {
     done
 }
 
+# The GPU architecture to compile for: that of the GPU here, or Hopper's where there is none; all only for one that needs PTX.
+# (All of them take minutes; releases have them, see meson_options.txt.)
+gpu_arch() {
+    local capability
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | tr -d . | tr '\n' ' ') || true
+    case $capability in
+    '' | '90 ') echo 90a ;;
+    '80 ' | '86 ' | '89 ') echo "${capability% }" ;;
+    *) echo all ;;
+    esac
+}
+
 # configure FOLDER [MESON_OPTION...]: sets it up, refreshes one that is there, starts over with one that is broken.
 configure() {
     local dir=$1 name
@@ -108,7 +120,7 @@ configure() {
     else
         say "configuring $name/"
     fi
-    logged "$name-configure" meson setup "$dir" "$root" "$@" ||
+    logged "$name-configure" meson setup "$dir" "$root" "-Dgpu_arch=$(gpu_arch)" "$@" ||
         die "Meson could not configure $name/" "see the messages above; the whole log is $log_dir/$name-configure.log"
 }
 
