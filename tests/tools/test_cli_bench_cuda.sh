@@ -26,5 +26,5 @@ check 'decode on a GPU' grep -q '"device":"cuda: .*"decode":\[{"context":4,' jso
 
 refuses 1 'the reference kernels run on the CPU: *' "$bench" kernels --device cuda --kernels ref
 refuses 1 '--path chooses among kernels of a GPU' "$bench" kernels --device cpu --path gemv
-refuses 2 "--path: 'slow' is none of auto, gemv, tile, wide; *" "$bench" kernels --path slow
+refuses 2 "--path: 'slow' is none of auto, gemv, tile, wide, ampere; *" "$bench" kernels --path slow
 finish
