@@ -146,7 +146,8 @@ static int describe_device(lut_device *out, flute_error *err) {
     int major = 0, minor = 0;
     cudaError_t code = cudaGetDevice(&out->ordinal);
     if (code == cudaErrorInsufficientDriver)
-        return fail(err, FLUTE_EDEVICE, "the NVIDIA driver is older than CUDA %d.%d; update the driver",
+        return fail(err, FLUTE_EDEVICE,
+                    "there is no NVIDIA driver, or one older than CUDA %d.%d; install or update it",
                     CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (code != cudaSuccess) return cuda_fail(err, code, "no usable device");
     code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, out->ordinal);
