@@ -10,7 +10,9 @@
 #include <yyjson.h>
 
 #include "engine/base/file.h"
+#include "engine/base/threads.h"
 #include "engine/flute.h"
+#include "kernels/kernels.h"
 #include "kernels/weight.h"
 #include "tools/ranks.h"
 
@@ -146,19 +148,22 @@ typedef struct bench_product {
     int repeats;
 } bench_product;
 
+typedef struct bench_backend {
+    thread_pool *pool;
+    backend *be;
+    int path; // as bench_options
+} bench_backend;
+
 typedef struct bench_device {
     flute_device id;
     int n_shapes; // what is measured unless the command line says otherwise
     int64_t shapes[BENCH_MAX_VALUES][2];
     bench_list rows;
     int repeats;
-    // *state is the device's own, NULL at first; close takes what open left there, also after a failure.
-    int (*open)(const bench_options *options, void **state, flute_error *err);
-    void (*close)(void *state);
-    const char *(*describe)(void *state);
-    double (*read_bandwidth)(void *state); // bytes per second, measured now
+    // Makes the backend that is measured; out is zeroed, and keeps what was made also after a failure.
+    int (*create)(const bench_options *options, bench_backend *out, flute_error *err);
     // Median seconds of one product for each M, none of whose weights are in a cache.
-    int (*measure)(void *state, const bench_product *product, double *seconds, flute_error *err);
+    int (*measure)(const bench_backend *on, const bench_product *product, double *seconds, flute_error *err);
 } bench_device;
 
 extern const bench_device bench_device_cpu, bench_device_cuda; // the latter where the build has CUDA

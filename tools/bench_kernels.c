@@ -41,17 +41,22 @@ void bench_random_panels(const weight *w, int64_t first, int64_t n, uint64_t see
     }
 }
 
+static void release(bench_backend *b) {
+    if (b->be) b->be->ops->free(b->be);
+    threads_free(b->pool);
+}
+
 // The wanted device, or the last one of the table that opens.
-static int open_device(const bench_options *options, const bench_device **device, void **state,
+static int open_device(const bench_options *options, const bench_device **device, bench_backend *on,
                        flute_error *err) {
     const flute_device wanted = options->model.device;
     int code =
         fail(err, FLUTE_EUNSUPPORTED, "this flute was built without CUDA: choose the device cpu or auto");
     for (int i = sizeof devices / sizeof *devices - 1; code && i >= 0; i--) {
         if (wanted != FLUTE_DEVICE_AUTO && devices[i]->id != wanted) continue;
-        *device = devices[i], *state = NULL;
-        code = devices[i]->open(options, state, err);
-        if (code) devices[i]->close(*state);
+        *device = devices[i], *on = (bench_backend){0};
+        code = devices[i]->create(options, on, err);
+        if (code) release(on);
     }
     return code;
 }
@@ -84,7 +89,7 @@ static void print_record(FILE *out, const bench_kernel_record *record, double ba
     fflush(out);
 }
 
-static int measure_shape(const bench_device *device, void *state, const bench_options *options,
+static int measure_shape(const bench_device *device, const bench_backend *on, const bench_options *options,
                          const int64_t shape[2], const bench_list *rows, bench_report *report, FILE *out,
                          flute_error *err) {
     const int repeats = options->repeats ? options->repeats : device->repeats;
@@ -92,7 +97,7 @@ static int measure_shape(const bench_device *device, void *state, const bench_op
     for (int i = 0; i < options->n_types; i++) {
         const bench_product product = {options->types[i],   shape[0], shape[1],
                                        options->group_size, rows,     repeats};
-        int code = device->measure(state, &product, seconds, err);
+        int code = device->measure(on, &product, seconds, err);
         if (code) return code;
         if (i == 0) memcpy(dense, seconds, sizeof dense);
         for (int j = 0; j < rows->n; j++) {
@@ -106,16 +111,16 @@ static int measure_shape(const bench_device *device, void *state, const bench_op
 
 int bench_kernels(const bench_options *options, bench_report *report, FILE *out, flute_error *err) {
     const bench_device *device = NULL;
-    void *state = NULL;
-    int code = open_device(options, &device, &state, err);
+    bench_backend on;
+    int code = open_device(options, &device, &on, err);
     if (code) return code;
     const int n_shapes = options->n_shapes ? options->n_shapes : device->n_shapes;
     const int64_t(*shapes)[2] = options->n_shapes ? options->shapes : device->shapes;
     const bench_list *rows = options->rows.n ? &options->rows : &device->rows;
-    snprintf(report->device, sizeof report->device, "%s", device->describe(state));
-    report->read_bandwidth = device->read_bandwidth(state);
+    snprintf(report->device, sizeof report->device, "%s", on.be->ops->describe(on.be));
+    report->read_bandwidth = on.be->ops->read_bandwidth(on.be);
     if (report->read_bandwidth <= 0) {
-        device->close(state);
+        release(&on);
         return fail(err, FLUTE_ENOMEM, "there is no memory to measure the read bandwidth with");
     }
     if (out)
@@ -123,7 +128,7 @@ int bench_kernels(const bench_options *options, bench_report *report, FILE *out,
                 report->device, report->read_bandwidth / 1e9, "N x K", "type", "group", "M", "us", "GB/s",
                 "% read", "GFLOP/s", "vs bf16");
     for (int i = 0; !code && i < n_shapes; i++)
-        code = measure_shape(device, state, options, shapes[i], rows, report, out, err);
-    device->close(state);
+        code = measure_shape(device, &on, options, shapes[i], rows, report, out, err);
+    release(&on);
     return code;
 }

@@ -139,44 +139,17 @@ done:
     return code;
 }
 
-typedef struct cpu_device {
-    thread_pool *pool;
-    backend *be;
-} cpu_device;
-
-static void cpu_close(void *state) {
-    cpu_device *cpu = state;
-    if (!cpu) return;
-    if (cpu->be) cpu->be->ops->free(cpu->be);
-    threads_free(cpu->pool);
-    free(cpu);
-}
-
-static int cpu_open(const bench_options *options, void **state, flute_error *err) {
+static int cpu_create(const bench_options *options, bench_backend *out, flute_error *err) {
     if (options->path) return fail(err, FLUTE_EUNSUPPORTED, "--path chooses among kernels of a GPU");
-    cpu_device *cpu = calloc(1, sizeof *cpu);
-    *state = cpu;
-    if (!cpu) return fail_memory(err, sizeof *cpu, "a device");
-    cpu->pool = threads_create(options->model.n_threads, err);
-    if (!cpu->pool) return FLUTE_ENOMEM;
-    return options->model.kernels == FLUTE_KERNELS_REF ? backend_create_ref(cpu->pool, &cpu->be, err)
-                                                       : backend_create_cpu(cpu->pool, &cpu->be, err);
+    if (!(out->pool = threads_create(options->model.n_threads, err))) return FLUTE_ENOMEM;
+    return options->model.kernels == FLUTE_KERNELS_REF ? backend_create_ref(out->pool, &out->be, err)
+                                                       : backend_create_cpu(out->pool, &out->be, err);
 }
 
-static const char *cpu_describe(void *state) {
-    const cpu_device *cpu = state;
-    return cpu->be->ops->describe(cpu->be);
-}
-
-static double cpu_read_bandwidth(void *state) {
-    const cpu_device *cpu = state;
-    return cpu->be->ops->read_bandwidth(cpu->be);
-}
-
-static int cpu_measure(void *state, const bench_product *product, double *seconds, flute_error *err) {
-    const cpu_device *cpu = state;
+static int cpu_measure(const bench_backend *on, const bench_product *product, double *seconds,
+                       flute_error *err) {
     kernel_setup setup;
-    int code = setup_create(&setup, cpu->be, cpu->pool, product->type, product->n, product->k,
+    int code = setup_create(&setup, on->be, on->pool, product->type, product->n, product->k,
                             product->group_size, err);
     for (int i = 0; !code && i < product->m->n; i++)
         code = setup_measure(&setup, product->m->values[i], product->repeats, &seconds[i], err);
@@ -191,9 +164,6 @@ const bench_device bench_device_cpu = {
     .shapes = {{4096, 4096}, {6144, 4096}, {28672, 4096}, {4096, 14336}},
     .rows = {4, {1, 8, 16, 64}, false},
     .repeats = 3,
-    .open = cpu_open,
-    .close = cpu_close,
-    .describe = cpu_describe,
-    .read_bandwidth = cpu_read_bandwidth,
+    .create = cpu_create,
     .measure = cpu_measure,
 };

@@ -23,12 +23,6 @@ enum {
     REST_NS = 200000000,  // before each measurement, for the card's power limit to forget the one before
 };
 
-typedef struct cuda_device {
-    thread_pool *pool;
-    backend *be;
-    lut_path path;
-} cuda_device;
-
 // One type and shape on the device.
 typedef struct kernel_setup {
     const product_device *device;
@@ -67,7 +61,7 @@ static int fill_random(void *to, size_t size, const weight *w, flute_error *err)
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "random weights");
 }
 
-static int setup_create(kernel_setup *setup, const cuda_device *cuda, const bench_product *product,
+static int setup_create(kernel_setup *setup, const bench_backend *on, const bench_product *product,
                         flute_error *err) {
     int most_rows = 1;
     for (int i = 0; i < product->m->n; i++)
@@ -75,8 +69,8 @@ static int setup_create(kernel_setup *setup, const cuda_device *cuda, const benc
     const weight matrix = bench_random_weight(product->type, product->n, product->k, product->group_size);
     const weight x = bench_random_weight(WEIGHT_BF16, most_rows, product->k, 0);
     const size_t copies = ROTATE_BYTES / matrix.size + 1;
-    *setup = (kernel_setup){.device = &((cuda_backend *)cuda->be)->device,
-                            .path = cuda->path,
+    *setup = (kernel_setup){.device = &((cuda_backend *)on->be)->device,
+                            .path = (lut_path)on->path,
                             .matrix = matrix,
                             .n_copies = copies < MAX_COPIES ? (int)copies : MAX_COPIES};
     const kernel_dims dims = {.hidden = (int)product->k, .max_rows = most_rows};
@@ -171,38 +165,18 @@ static int setup_measure(const kernel_setup *setup, int m, int repeats, double *
     return code;
 }
 
-static void cuda_close(void *state) {
-    cuda_device *cuda = state;
-    if (!cuda) return;
-    if (cuda->be) cuda->be->ops->free(cuda->be);
-    threads_free(cuda->pool);
-    free(cuda);
-}
-
-static int cuda_open(const bench_options *options, void **state, flute_error *err) {
+static int cuda_create(const bench_options *options, bench_backend *out, flute_error *err) {
     if (options->model.kernels == FLUTE_KERNELS_REF)
         return fail(err, FLUTE_EUNSUPPORTED, "the reference kernels run on the CPU: use --device cpu");
-    cuda_device *cuda = calloc(1, sizeof *cuda);
-    *state = cuda;
-    if (!cuda) return fail_memory(err, sizeof *cuda, "a device");
-    cuda->path = (lut_path)options->path;
-    cuda->pool = threads_create(1, err);
-    return cuda->pool ? backend_create_cuda(cuda->pool, &cuda->be, err) : FLUTE_ENOMEM;
+    out->path = options->path;
+    if (!(out->pool = threads_create(1, err))) return FLUTE_ENOMEM;
+    return backend_create_cuda(out->pool, &out->be, err);
 }
 
-static const char *cuda_describe(void *state) {
-    const cuda_device *cuda = state;
-    return cuda->be->ops->describe(cuda->be);
-}
-
-static double cuda_read_bandwidth(void *state) {
-    const cuda_device *cuda = state;
-    return cuda->be->ops->read_bandwidth(cuda->be);
-}
-
-static int cuda_measure(void *state, const bench_product *product, double *seconds, flute_error *err) {
+static int cuda_measure(const bench_backend *on, const bench_product *product, double *seconds,
+                        flute_error *err) {
     kernel_setup setup;
-    int code = setup_create(&setup, state, product, err);
+    int code = setup_create(&setup, on, product, err);
     for (int i = 0; !code && i < product->m->n; i++)
         code = setup_measure(&setup, product->m->values[i], product->repeats, &seconds[i], err);
     setup_release(&setup);
@@ -222,9 +196,6 @@ const bench_device bench_device_cuda = {
                {8192, 28672}},
     .rows = {8, {1, 2, 4, 8, 16, 32, 64, 256}, false},
     .repeats = 15,
-    .open = cuda_open,
-    .close = cuda_close,
-    .describe = cuda_describe,
-    .read_bandwidth = cuda_read_bandwidth,
+    .create = cuda_create,
     .measure = cuda_measure,
 };

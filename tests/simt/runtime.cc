@@ -522,18 +522,6 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
     return cudaSuccess;
 }
 
-cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *, const cudaLaunchConfig_t *config) {
-    int blocks = 0;
-    const cudaError_t code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &blocks, nullptr, (int)config->blockDim.x, config->dynamicSmemBytes);
-    unsigned size = 1;
-    for (unsigned i = 0; i < config->numAttrs; i++)
-        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
-            size = config->attrs[i].val.clusterDim.x;
-    if (code == cudaSuccess) *clusters = blocks * d.n_sms / (int)size;
-    return code;
-}
-
 // control.h
 
 void simt_set_sms(int n_sms) {
