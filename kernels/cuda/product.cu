@@ -68,16 +68,12 @@ static int64_t most(int64_t a, int64_t b) {
 
 // On an H200, lut_wide is as fast as dequantization and cuBLAS at 2048 tokens (a prompt of Llama-3-8B: 59.1
 // and 60.1 ms) and faster at fewer.
-static bool is_fused(const product_device *device, const weight *w, int64_t n_tokens) {
+bool product_is_fused(const product_device *device, const weight *w, int64_t n_tokens) {
     return weight_is_quantized(w->type) && (device->lut.has_wide || n_tokens <= TILE_TOKENS);
 }
 
 lut_order product_order(const product_device *device, const weight *w, int64_t n_tokens) {
-    return is_fused(device, w, n_tokens) ? lut_gemm_order(&device->lut, w, n_tokens) : lut_order{};
-}
-
-bool product_orders(const product_device *device, const weight *w, int64_t n_tokens) {
-    return is_fused(device, w, n_tokens);
+    return product_is_fused(device, w, n_tokens) ? lut_gemm_order(&device->lut, w, n_tokens) : lut_order{};
 }
 
 size_t product_weights_bytes(const product_device *device, const kernel_dims *dims) {
@@ -119,7 +115,7 @@ int product(const product_device *device, const product_scratch *scratch, const 
             flute_error *err) {
     const weight *w = args->w;
     const bool quantized = weight_is_quantized(w->type);
-    if (is_fused(device, w, args->n_tokens)) return lut_gemm(&device->lut, args, device->stream, err);
+    if (product_is_fused(device, w, args->n_tokens)) return lut_gemm(&device->lut, args, device->stream, err);
     const int64_t piece = piece_rows(w->n_cols);
     int code = FLUTE_OK;
     for (int64_t first = 0; code == FLUTE_OK && first < w->n_rows; first += piece) {

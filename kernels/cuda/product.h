@@ -36,8 +36,8 @@ size_t product_gate_up_bytes(const kernel_dims *dims);
 
 // The order in which the product of so many tokens takes activations as they are.
 lut_order product_order(const product_device *device, const weight *w, int64_t n_tokens);
-// Whether it can leave its gated activations in any order.
-bool product_orders(const product_device *device, const weight *w, int64_t n_tokens);
+// Whether it is lut_gemm's, which can leave gated activations in any order.
+bool product_is_fused(const product_device *device, const weight *w, int64_t n_tokens);
 
 // Whether the product of so many tokens can leave or take a norm (lut_norm).
 bool product_fuses_norm(const product_device *device, const weight *w, int n_tokens);

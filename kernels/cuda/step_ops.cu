@@ -88,7 +88,7 @@ static lut_order input_order(const backend_state *state, const step_op *op) {
     const int n_rows = state->shape.n_rows;
     if (state->ranks) return lut_order{};
     if (op->choice != PROJECT_ATTENTION &&
-        (op == state->ops || !product_orders(device, op[-1].weight, n_rows)))
+        (op == state->ops || !product_is_fused(device, op[-1].weight, n_rows)))
         return lut_order{};
     return product_order(device, op->weight, n_rows);
 }
