@@ -1,8 +1,9 @@
 // An NVIDIA GPU for flute-bench kernels: the fused products as the engine runs them, and cuBLAS for bf16, in
-// one call each. What is timed is a CUDA graph of at least 16 products, overlapped as in a decode step, which
-// rotate over copies of the matrix, together larger than any L2; the host holds the stream back until all of
-// it is queued, so that no launch waits for the host. The card rests before each measurement: right behind
-// cuBLAS with many rows an H200 is at its power limit, and takes 79 us where 59 are its own.
+// one call each. Activations lie as the engine's kernels leave them for the product (lut_gemm_order). What is
+// timed is a CUDA graph of at least 16 products, overlapped as in a decode step, which rotate over copies of
+// the matrix, together larger than any L2; the host holds the stream back until all of it is queued, so that
+// no launch waits for the host. The card rests before each measurement: right behind cuBLAS with many rows an
+// H200 is at its power limit, and takes 79 us where 59 are its own.
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 #include <stdatomic.h>
@@ -29,7 +30,7 @@ typedef struct kernel_setup {
     lut_path path;
     weight matrix; // data: n_copies of it, one after the other
     int n_copies;
-    void *weights, *x, *y;   // x: (most rows, k) bf16; y: (most rows, n) bf16
+    void *weights, *x, *y;   // x: (most rows, k) bf16 in any order; y: (most rows, n) bf16
     product_scratch scratch; // where the GPU has no kernel of its own for many rows
 } kernel_setup;
 
@@ -68,6 +69,7 @@ static int setup_create(kernel_setup *setup, const bench_backend *on, const benc
         if (product->m->values[i] > most_rows) most_rows = product->m->values[i];
     const weight matrix = bench_random_weight(product->type, product->n, product->k, product->group_size);
     const weight x = bench_random_weight(WEIGHT_BF16, most_rows, product->k, 0);
+    const size_t x_bytes = lut_order_bytes(most_rows, product->k); // room for x in any order
     const size_t copies = ROTATE_BYTES / matrix.size + 1;
     *setup = (kernel_setup){.device = &((cuda_backend *)on->be)->device,
                             .path = (lut_path)on->path,
@@ -78,27 +80,29 @@ static int setup_create(kernel_setup *setup, const bench_backend *on, const benc
                  y_bytes = (size_t)most_rows * (size_t)product->n * sizeof(bf16),
                  scratch_bytes = product_weights_bytes(setup->device, &dims);
     int code = cuda_allocate(&setup->weights, weights_bytes, "matrices to measure", err);
-    if (!code) code = cuda_allocate(&setup->x, x.size, "rows to multiply", err);
+    if (!code) code = cuda_allocate(&setup->x, x_bytes, "rows to multiply", err);
     if (!code) code = cuda_allocate(&setup->y, y_bytes, "products", err);
     if (!code && scratch_bytes)
         code = cuda_allocate((void **)&setup->scratch.weights, scratch_bytes, "dequantized weights", err);
     if (!code) code = fill_random(setup->weights, weights_bytes, &matrix, err);
-    return code ? code : fill_random(setup->x, x.size, &x, err);
+    return code ? code : fill_random(setup->x, x_bytes, &x, err);
 }
 
 static int queue_product(const kernel_setup *setup, int copy, int m, flute_error *err) {
     weight w = setup->matrix;
     w.data = (const uint8_t *)setup->weights + (size_t)copy * w.size;
     if (weight_is_quantized(w.type)) {
-        const lut_gemm_args args = {.w = &w,
-                                    .x = setup->x,
-                                    .x_stride = w.n_cols,
-                                    .n_tokens = m,
-                                    .y = setup->y,
-                                    .y_stride = w.n_rows,
-                                    .epilogue = LUT_STORE_BF16,
-                                    .overlap = true,
-                                    .path = setup->path};
+        const lut_gemm_args args = {
+            .w = &w,
+            .x = setup->x,
+            .x_stride = w.n_cols,
+            .n_tokens = m,
+            .y = setup->y,
+            .y_stride = w.n_rows,
+            .epilogue = LUT_STORE_BF16,
+            .x_order = setup->path == LUT_PATH_AUTO ? product_order(setup->device, &w, m) : (lut_order){0},
+            .overlap = true,
+            .path = setup->path};
         return product(setup->device, &setup->scratch, &args, err);
     }
     const float one = 1, zero = 0; // column-major: yᵀ = W · xᵀ

@@ -84,24 +84,48 @@ template <int BITS> struct block_codes {
     }
 };
 
-__device__ __forceinline__ const uint8_t *table_at(const uint8_t *table, uint32_t codes, int byte,
-                                                   uint32_t lane_offset) {
-    // byte 0: the lane's offset; byte 1: the code; bytes 2 and 3: zero
-    return table + byte_permute(codes, lane_offset, 0x6604 | byte << 4);
-}
+// Looks byte `byte` of codes up, by an address of one PRMT: byte 0 is the lane's offset, byte 1 the code.
+struct table_reader {
+    const uint8_t *table;
+    uint32_t lane_offset;
+
+    __device__ __forceinline__ const uint8_t *at(uint32_t codes, int byte, int plane) const {
+        return table + plane * SECOND_TABLE + byte_permute(codes, lane_offset, 0x6604 | byte << 4);
+    }
+    __device__ __forceinline__ uint32_t word(uint32_t codes, int byte, int plane) const {
+        return *(const uint32_t *)at(codes, byte, plane);
+    }
+    __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
+        return *(const uint2 *)at(codes, byte, 0);
+    }
+};
+
+// The same without an addition, for a table at the start of shared memory.
+struct table_reader_fixed {
+    uint32_t lane_offset; // bytes 2 and 3: of the window
+
+    __device__ __forceinline__ uint32_t at(uint32_t codes, int byte) const {
+        return byte_permute(codes, lane_offset, 0x7604 | byte << 4);
+    }
+    __device__ __forceinline__ uint32_t word(uint32_t codes, int byte, int plane) const {
+        return plane ? load_table<SECOND_TABLE>(at(codes, byte)) : load_table<0>(at(codes, byte));
+    }
+    __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
+        return load_table2(at(codes, byte));
+    }
+};
 
 // Run `run` of a block: eight registers, a[0..3] the A operand of its first mma (columns 8t..8t + 3), a[4..7]
 // of its second. plane: 0, or 1 for the low halves of INT8.
-template <int BITS>
+template <int BITS, typename TABLE>
 __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int run, int plane,
-                                           const uint8_t *table, uint32_t lane_offset, uint32_t (&a)[8]) {
+                                           const TABLE &table, uint32_t (&a)[8]) {
     if (BITS == 4 || BITS == 8) {
         const uint32_t top = codes.word[plane * 8 + run * 2], bottom = codes.word[plane * 8 + run * 2 + 1];
-        table += plane * SECOND_TABLE;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            a[i / 2 * 4 + i % 2 * 2] = *(const uint32_t *)table_at(table, top, i, lane_offset);
-            a[i / 2 * 4 + i % 2 * 2 + 1] = *(const uint32_t *)table_at(table, bottom, i, lane_offset);
+            a[i / 2 * 4 + i % 2 * 2] = table.word(top, i, plane);
+            a[i / 2 * 4 + i % 2 * 2 + 1] = table.word(bottom, i, plane);
         }
     } else if (BITS == 3) {
         const uint32_t low = codes.word[run], high = codes.word[4 + run / 2];
@@ -110,10 +134,10 @@ __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int r
         const uint32_t odd = (low >> 4 & 0x0f0f0f0f) | (high << (run % 2 ? 2 : 0) & 0xf0f0f0f0);
 #pragma unroll
         for (int half = 0; half < 2; half++) { // rows g, rows g + 8
-            a[half] = *(const uint32_t *)table_at(table, even, half * 2, lane_offset);
-            a[half + 2] = *(const uint32_t *)table_at(table, odd, half * 2, lane_offset);
-            a[half + 4] = *(const uint32_t *)table_at(table, even, half * 2 + 1, lane_offset);
-            a[half + 6] = *(const uint32_t *)table_at(table, odd, half * 2 + 1, lane_offset);
+            a[half] = table.word(even, half * 2, 0);
+            a[half + 2] = table.word(odd, half * 2, 0);
+            a[half + 4] = table.word(even, half * 2 + 1, 0);
+            a[half + 6] = table.word(odd, half * 2 + 1, 0);
         }
     } else {
         const uint32_t x = codes.word[run];
@@ -121,7 +145,7 @@ __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int r
         for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int second = 0; second < 2; second++) {
-                uint2 v = *(const uint2 *)table_at(table, x, half * 2 + second, lane_offset);
+                const uint2 v = table.words(x, half * 2 + second);
                 a[second * 4 + half] = v.x, a[second * 4 + half + 2] = v.y;
             }
     }

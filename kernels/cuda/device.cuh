@@ -10,6 +10,16 @@
 
 enum { WARP = 32 };
 
+// Where dynamic shared memory starts on compute capability 9.0, in a kernel that has no other: behind the 1
+// KB that the system keeps.
+enum { SHARED_BASE = 1024 };
+
+// Ends the kernel with an error, by a store to address 0: where a trap stands anywhere in a kernel, ptxas
+// gives no thread the registers that setmaxnreg promises.
+__device__ __forceinline__ void give_up() {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(0ll), "r"(0) : "memory");
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
@@ -31,6 +41,27 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t at) {
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(at));
+    return v;
+}
+
+// The address of dynamic shared memory without its lower 16 bits, for load_table.
+__device__ __forceinline__ uint32_t shared_window(const void *smem) {
+    if ((shared_address(smem) & 0xffff) != SHARED_BASE) give_up();
+    return shared_address(smem) & 0xffff0000;
+}
+
+// Loads from `at`, a shared_window plus an offset below 64 KB, plus OFFSET in dynamic shared memory: an
+// address that needs no addition, because the instruction has one. What stands there must not change any
+// more, as such loads may be moved.
+template <int OFFSET> __device__ __forceinline__ uint32_t load_table(uint32_t at) {
+    uint32_t v;
+    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(v) : "r"(at), "n"((int)SHARED_BASE + OFFSET));
+    return v;
+}
+
+__device__ __forceinline__ uint2 load_table2(uint32_t at) {
+    uint2 v;
+    asm("ld.shared.v2.u32 {%0,%1}, [%2 + %3];" : "=r"(v.x), "=r"(v.y) : "r"(at), "n"((int)SHARED_BASE));
     return v;
 }
 
@@ -94,12 +125,6 @@ __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
                  : "r"(barrier), "r"(parity)
                  : "memory");
     return done != 0;
-}
-
-// Ends the kernel with an error, by a store to address 0: where a trap stands anywhere in a kernel, ptxas
-// gives no thread the registers that setmaxnreg promises.
-__device__ __forceinline__ void give_up() {
-    asm volatile("st.global.u32 [%0], %1;" ::"l"(0ll), "r"(0) : "memory");
 }
 
 // Waits for the phase of this parity. A copy that never lands would hang the GPU for good: after a million
@@ -210,13 +235,24 @@ __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, threadIdx.x % WARP);
 }
 
+// The same value, which all lanes have, from a shuffle: ptxas then knows that they do, and keeps it and what
+// is computed from it in uniform registers, where descriptors of wgmma must come to stand.
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
+    return __shfl_sync(~0u, v, 0);
+}
+
 // ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
 
-// Descriptor of a B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of
-// eight, 1024 bytes from group to group, 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte
-// swizzle). `at` is 1024-aligned plus 32 bytes for each k16 step inside the row.
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (at & 0x3ffff) >> 4;
+// A B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of eight, 1024 bytes
+// from group to group, 16-byte chunk c of row r at chunk c ^ (r % 8) (the 128-byte swizzle). `at` is
+// 1024-aligned. The low word of its descriptor.
+__device__ __forceinline__ uint32_t wgmma_base(uint32_t at) {
+    return 1 << 16 | (at & 0x3ffff) >> 4;
+}
+
+// The descriptor of the operand that stands `bytes` further: 32 for each k16 step inside a row.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t base, uint32_t bytes) {
+    return ((uint64_t)1 << 30 | 1024 >> 4) << 32 | (base + (bytes >> 4));
 }
 
 // Registers written so far (A operands, accumulators) come before the wgmma that follow.
@@ -389,11 +425,16 @@ __device__ __forceinline__ bool is_empty(float4 v) {
            __float_as_uint(v.w) == empty;
 }
 
-// v: what was loaded from there. Waits until that is something, and empties the place; gives up like
-// barrier_wait, after about a second.
-__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+// Waits until there is something; v: what was loaded from there. Gives up like barrier_wait, after about a
+// second.
+__device__ __forceinline__ void await_partial(const float4 *p, float4 &v) {
     for (int tries = 0; is_empty(v); v = load_partial(p))
         if (++tries > (1 << 21)) give_up();
+}
+
+// The same, and empties the place.
+__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+    await_partial(p, v);
     const float empty = __uint_as_float(~0u);
     leave_partial(p, make_float4(empty, empty, empty, empty));
 }

@@ -352,7 +352,8 @@ static int plan_wide(const lut_device *device, const weight *w, int tile_tokens,
         if (n_ctas > worth) n_ctas = worth > 0 ? worth : 1;
     }
     p->waves = (int)(tiles % n_ctas ? (tiles > n_ctas ? tiles / n_ctas - 1 : 0) : tiles / n_ctas);
-    p->rest_tiles = (int)(tiles - p->waves * n_ctas);
+    const int64_t rest = (tiles - p->waves * n_ctas) * p->tile_stages;
+    p->rest_each = (int)(rest / n_ctas), p->rest_more = (int)(rest % n_ctas);
     p->partials = (float4 *)device->workspace;
     divide_shared(p, WIDE_SUMS_BYTES, stage.bytes, 1024, SM_SHARED);
     assert(p->stages >= 2);

@@ -95,7 +95,7 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
 #pragma unroll
                 for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
                     uint32_t a[8];
-                    decode_run<BITS>(unit.codes[k], run, plane, table, lane_offset, a);
+                    decode_run<BITS>(unit.codes[k], run, plane, table_reader{table, lane_offset}, a);
                     mma(d[run], a[0], a[1], a[2], a[3], x.x, x.y);
                     mma(d[run], a[4], a[5], a[6], a[7], x.z, x.w);
                 }

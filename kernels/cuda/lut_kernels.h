@@ -29,8 +29,9 @@ struct lut_params {
     // bytes from one token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
     // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
-    // whose stages blocks share evenly; where blocks leave partial sums
-    int token_tiles, waves, rest_tiles, tile_stages;
+    // whose stages blocks share evenly, rest_each for each and one more for the first rest_more; where blocks
+    // leave partial sums
+    int token_tiles, waves, tile_stages, rest_each, rest_more;
     int y_aligned; // rows of y can be stored four at a time
     float4 *partials;
     lut_order y_order;

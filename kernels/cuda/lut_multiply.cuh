@@ -42,7 +42,7 @@ tile_multiply_add(uint32_t unit_at, uint32_t panel_bytes, uint32_t x_at, uint32_
 #pragma unroll
                 for (int i = 0; i < PANELS * (BITS == 8 ? 2 : 1); i++) {
                     uint32_t a[8];
-                    decode_run<BITS>(codes[i % PANELS], run, i / PANELS, table, lane_offset, a);
+                    decode_run<BITS>(codes[i % PANELS], run, i / PANELS, table_reader{table, lane_offset}, a);
 #pragma unroll
                     for (int n = 0; n < N_TILES; n++) {
                         mma(d[i % PANELS][n], a[0], a[1], a[2], a[3], x[n].x, x[n].y);

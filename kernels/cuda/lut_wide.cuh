@@ -54,9 +54,15 @@ struct wide_segment {
 struct wide_walk {
     int wave = 0, at, end; // at, end: stages of the rest
 
-    // The first stage of the rest that is block `cta`'s.
+    // The first stage of the rest that is block `cta`'s: blocks have rest_each stages, the first rest_more of
+    // them one more.
     static __device__ __forceinline__ int start(const lut_params &p, int cta) {
-        return (int)((int64_t)cta * p.rest_tiles * p.tile_stages / gridDim.x);
+        return cta * p.rest_each + min(cta, p.rest_more);
+    }
+    // Whose stage of the rest this is.
+    static __device__ __forceinline__ int owner(const lut_params &p, int stage) {
+        const int more = p.rest_more * (p.rest_each + 1);
+        return stage < more ? stage / (p.rest_each + 1) : p.rest_more + (stage - more) / p.rest_each;
     }
 
     __device__ __forceinline__ explicit wide_walk(const lut_params &p)
@@ -171,59 +177,75 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
 
 // What a lane needs to turn codes into operands.
 struct wide_lane {
-    const uint8_t *table;
-    uint32_t table_offset;
+    table_reader_fixed table;
     int lane;
 };
 
 template <int BITS>
 __device__ __forceinline__ void wide_decode(const wide_lane &l, const block_codes<BITS> &codes, int run,
                                             uint32_t (&a)[8]) {
-    decode_run<BITS>(codes, run, 0, l.table, l.table_offset, a);
+    decode_run<BITS>(codes, run, 0, l.table, a);
     if (BITS == 8) { // 16 · high + low is a whole number below 256: exact in bf16
         uint32_t low[8];
-        decode_run<BITS>(codes, run, 1, l.table, l.table_offset, low);
+        decode_run<BITS>(codes, run, 1, l.table, low);
 #pragma unroll
         for (int i = 0; i < 8; i++) a[i] = bf16x2_add(a[i], low[i]);
     }
 }
 
-// The operand `bytes` further: an addition to the low word, which the address never leaves.
-__device__ __forceinline__ uint64_t wide_advance(uint64_t b, uint32_t bytes) {
-    return b >> 32 << 32 | ((uint32_t)b + (bytes >> 4));
-}
+// Where a lane finds its part of a stage in shared memory.
+template <int BITS, int GROUP, int TOKENS> struct wide_slot {
+    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using layout = typename shape::layout;
+    enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
+    uint32_t codes_at, scales_at, x; // of block 0; x: a wgmma_base
 
-// Where step `step` of the eight of a block starts in its activations: 32 bytes further, or in the next
-// image.
-template <int TOKENS> __device__ __forceinline__ uint32_t wide_step_at(int step) {
-    return step / 4 * TOKENS * 128 + step % 4 * 32;
-}
+    // The same of block `block`.
+    static __device__ __forceinline__ int unit(int block) { return block / layout::blocks * layout::bytes; }
+    __device__ __forceinline__ uint32_t codes(int block) const {
+        return codes_at + unit(block) + block % layout::blocks * layout::block_bytes;
+    }
+    __device__ __forceinline__ uint32_t scales(int block) const { return scales_at + unit(block); }
+    // The activations of one of its eight steps of k = 16: 32 bytes after the last, or in the next image.
+    __device__ __forceinline__ uint64_t activations(int block, int step) const {
+        return wgmma_descriptor(x, block * TOKENS * 256 + step / 4 * TOKENS * 128 + step % 4 * 32);
+    }
+};
 
-// sums += one block: the sums of each group of columns in d, then times its scale.
-template <int BITS, int GROUP, int N>
-__device__ __forceinline__ void wide_block_exact(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
-                                                 uint64_t b, float (&d)[N], float (&sums)[N]) {
-    enum { SCALES = GROUP >= 128 ? 1 : 128 / GROUP, SCALE_RUNS = RUNS / SCALES };
+// Tensor cores read A from registers that change again when the wgmma after the next one has been prepared.
+enum { WIDE_AHEAD = 3 };
+
+// sums += BLOCKS blocks, exactly: the sums of each group of columns in d, then times its scale.
+template <int BITS, int GROUP, int TOKENS, int BLOCKS, int N>
+__device__ __forceinline__ void wide_add_exact(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot,
+                                               float (&sums)[N]) {
+    enum { GROUP_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, ALL_RUNS = BLOCKS * RUNS };
     block_codes<BITS> codes;
-    codes.load(codes_at + l.lane * 16, codes_at + l.lane * 8);
+    uint32_t a[WIDE_AHEAD][8];
+    float d[N];
+    auto prepare = [&](int run) {
+        const uint32_t at = slot.codes(run / RUNS);
+        if (run % RUNS == 0) codes.load(at, at - l.lane * 8);
+        wide_decode<BITS>(l, codes, run % RUNS, a[run % WIDE_AHEAD]);
+    };
+    prepare(0);
 #pragma unroll
-    for (int s = 0; s < SCALES; s++) {
-        const uint32_t bits = load_shared(scales_at + s * 32 + l.lane / 4 * 4);
-        const float2 scale = __half22float2(*(const __half2 *)&bits);
-        uint32_t a[2][8];
-#pragma unroll
-        for (int i = 0; i < SCALE_RUNS; i++) {
-            const int run = s * SCALE_RUNS + i;
-            wide_decode<BITS>(l, codes, run, a[i % 2]);
-            const uint32_t(&now)[8] = a[i % 2];
-            wgmma_fence();
-            wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(2 * run)), i > 0);
-            wgmma(d, now[4], now[5], now[6], now[7], wide_advance(b, wide_step_at<2 * N>(2 * run + 1)), 1);
-            wgmma_commit();
-            if (i + 1 < SCALE_RUNS) wgmma_wait<1>(); // the other half of a is free
+    for (int run = 0; run < ALL_RUNS; run++) {
+        const uint32_t(&now)[8] = a[run % WIDE_AHEAD];
+        const int block = run / RUNS, step = run % RUNS * 2;
+        wgmma_fence();
+        wgmma(d, now[0], now[1], now[2], now[3], slot.activations(block, step), run % GROUP_RUNS > 0);
+        wgmma(d, now[4], now[5], now[6], now[7], slot.activations(block, step + 1), 1);
+        wgmma_commit();
+        if (run + 1 < ALL_RUNS) prepare(run + 1);
+        if (run % GROUP_RUNS < GROUP_RUNS - 1) {
+            wgmma_wait<1>();
+            continue;
         }
         wgmma_wait<0>();
         wgmma_settle(d);
+        const uint32_t bits = load_shared(slot.scales(block) + run % RUNS / GROUP_RUNS * 32);
+        const float2 scale = __half22float2(*(const __half2 *)&bits);
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] += (i % 4 < 2 ? scale.x : scale.y) * d[i];
     }
@@ -252,33 +274,36 @@ struct wide_scale {
     }
 };
 
-// d += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few
+// sums += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few
 // registers.
-template <int BITS, int GROUP, int N>
-__device__ __forceinline__ void wide_block_scaled(const wide_lane &l, uint32_t codes_at, uint32_t scales_at,
-                                                  uint64_t b, int add, float (&d)[N]) {
-    enum { SCALE_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, STEPS = 2 * RUNS };
+template <int BITS, int GROUP, int TOKENS, int N>
+__device__ __forceinline__ void
+wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, int add, float (&sums)[N]) {
+    enum { GROUP_STEPS = GROUP >= 128 ? 2 * RUNS : GROUP / 16 };
     block_codes<BITS> codes;
     wide_scale scale;
-    codes.load(codes_at + l.lane * 16, codes_at + l.lane * 8);
-    uint32_t a[2][4];
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        const int run = step / 2;
-        if (step % (2 * SCALE_RUNS) == 0) scale.load(scales_at + run / SCALE_RUNS * 32 + l.lane / 4 * 4);
+    uint32_t a[WIDE_AHEAD][4];
+    codes.load(slot.codes(0), slot.codes(0) - l.lane * 8);
+    auto prepare = [&](int step) {
+        if (step % GROUP_STEPS == 0) scale.load(slot.scales(0) + step / GROUP_STEPS * 32);
         uint32_t both[8];
-        wide_decode<BITS>(l, codes, run, both); // the half that is not used costs nothing
+        wide_decode<BITS>(l, codes, step / 2, both); // the half that is not used costs nothing
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[step % 2][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
-        const uint32_t(&now)[4] = a[step % 2];
+        for (int i = 0; i < 4; i++) a[step % WIDE_AHEAD][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
+    };
+    prepare(0);
+#pragma unroll
+    for (int step = 0; step < 2 * RUNS; step++) {
+        const uint32_t(&now)[4] = a[step % WIDE_AHEAD];
         wgmma_fence();
-        wgmma(d, now[0], now[1], now[2], now[3], wide_advance(b, wide_step_at<2 * N>(step)),
-              step > 0 ? 1 : add);
+        wgmma(sums, now[0], now[1], now[2], now[3], slot.activations(0, step), step > 0 ? 1 : add);
         wgmma_commit();
-        if (step + 1 < STEPS) wgmma_wait<1>(); // the other half of a is free
+        if (step + 1 == 2 * RUNS) break;
+        prepare(step + 1);
+        wgmma_wait<1>();
     }
     wgmma_wait<0>();
-    wgmma_settle(d);
+    wgmma_settle(sums);
 }
 
 // Which blocks share a tile of the rest, and which tokens are left to this one.
@@ -288,10 +313,9 @@ struct wide_share {
     bool stays;
 
     __device__ __forceinline__ wide_share(const lut_params &p, int tile, int n_eights) {
-        const int64_t stages = (int64_t)p.rest_tiles * p.tile_stages;
         const int begin = (tile - p.waves * (int)gridDim.x) * p.tile_stages, end = begin + p.tile_stages;
-        first_cta = (int)(((int64_t)(begin + 1) * gridDim.x - 1) / stages);
-        const int last_cta = (int)(((int64_t)end * gridDim.x - 1) / stages), me = blockIdx.x - first_cta;
+        first_cta = wide_walk::owner(p, begin);
+        const int last_cta = wide_walk::owner(p, end - 1), me = blockIdx.x - first_cta;
         n_ctas = last_cta - first_cta + 1;
         n_stay = n_ctas - (wide_walk::start(p, last_cta + 1) > end);
         stays = me < n_stay;
@@ -318,28 +342,51 @@ __device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share
                           make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
 }
 
-// Adds what the other blocks leave of the tokens that are this block's to store. Nobody else takes it.
+// Waits until the other blocks have left their sums, as far as the last of them tells that each stores: a
+// lane looks at one block's. Looking at all of them again and again would hold the stores up.
+template <int TOKENS>
+__device__ __forceinline__ void wide_await(const lut_params &p, const wide_share &share) {
+    for (int i = threadIdx.x % WARP; i < share.n_ctas; i += WARP) {
+        const int cta = share.first_cta + i;
+        if (cta == (int)blockIdx.x) continue;
+        const float4 *last =
+            wide_partials<TOKENS>(p, cta, i < share.n_stay) + (share.last - 1) * WIDE_CONSUMERS;
+        float4 v = load_partial(last);
+        await_partial(last, v);
+    }
+    __syncwarp();
+}
+
+// Adds what the other blocks leave of the tokens that are this block's to store, in the order of the blocks.
+// Nobody else takes it. A load takes most of a microsecond: those of EIGHTS eights and OTHERS blocks are
+// under way together, as many as registers are left for.
 template <int N>
 __device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
-    enum { AHEAD = N / 4 < 4 ? N / 4 : 4 }; // loads in flight
-    const int me = blockIdx.x - share.first_cta;
-    for (int i = 0; i < share.n_ctas; i++) {
-        if (i == me) continue;
-        float4 *from = wide_partials<2 * N>(p, share.first_cta + i, i < share.n_stay);
+    enum { EIGHTS = N > 32 ? 2 : 1, OTHERS = N > 32 ? 1 : 4 };
+    const int me = blockIdx.x - share.first_cta, n_others = share.n_ctas - 1;
+    wide_await<2 * N>(p, share);
 #pragma unroll
-        for (int j = 0; j < N / 4; j += AHEAD) {
-            float4 v[AHEAD] = {};
+    for (int e = 0; e < N / 4; e += EIGHTS) {
+        if (e + EIGHTS <= share.first || e >= share.last) continue;
+#pragma unroll 1
+        for (int other = 0; other < n_others; other += OTHERS) {
+            float4 v[OTHERS][EIGHTS] = {};
+            auto for_each = [&](auto what) {
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++)
-                if (j + k >= share.first && j + k < share.last)
-                    v[k] = load_partial(from + (j + k) * WIDE_CONSUMERS);
+                for (int i = 0; i < OTHERS; i++) {
+                    const int cta = other + i + (other + i >= me);
+                    float4 *from = wide_partials<2 * N>(p, share.first_cta + cta, cta < share.n_stay);
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                if (j + k < share.first || j + k >= share.last) continue;
-                take_partial(from + (j + k) * WIDE_CONSUMERS, v[k]);
-                float *to = sums + (j + k) * 4;
-                to[0] += v[k].x, to[1] += v[k].y, to[2] += v[k].z, to[3] += v[k].w;
-            }
+                    for (int k = 0; k < EIGHTS; k++)
+                        if (other + i < n_others && e + k >= share.first && e + k < share.last)
+                            what(from + (e + k) * WIDE_CONSUMERS, v[i][k], sums + (e + k) * 4);
+                }
+            };
+            for_each([](float4 *from, float4 &v, float *) { v = load_partial(from); });
+            for_each([](float4 *from, float4 &v, float *to) {
+                take_partial(from, v);
+                to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
+            });
         }
     }
 }
@@ -367,10 +414,9 @@ __device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, i
 template <int BITS, int GROUP, int TOKENS>
 __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem) {
     using shape = wide_shape<BITS, GROUP, TOKENS>;
-    using layout = typename shape::layout;
+    using slot_t = wide_slot<BITS, GROUP, TOKENS>;
     constexpr wide_stage stage = shape::stage;
     enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS };
-    enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     __syncthreads(); // the barriers are there
     if (p.releases) dependents_launch();
@@ -380,9 +426,10 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
 
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
-    const wide_lane l = {smem, keep_in_register(table_lane_offset<BITS>(lane)), lane};
-    float d[N] = {}, sums[N];
-    float(&total)[N] = EXACT ? sums : d;
+    const wide_lane l = {{keep_in_register(shared_window(smem) | table_lane_offset<BITS>(lane))}, lane};
+    const uint32_t codes_at = keep_in_register(warp * stage.panel_bytes + lane * 16),
+                   scales_at = keep_in_register(warp * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4);
+    float sums[N];
     int slot = 0;
     uint32_t parity = 0;
     wide_segment s;
@@ -390,20 +437,15 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] = 0.0f;
         for (int n = s.first; n < s.last; n++) {
-            const uint32_t at = ring + slot * stage.bytes, panel_at = at + warp * stage.panel_bytes;
-            const uint64_t b = wgmma_descriptor(at + stage.x_at);
-            const int blocks = shape::blocks(p, n);
+            const uint32_t at = warp_uniform(ring + slot * stage.bytes);
+            const slot_t in = {at + codes_at, at + scales_at, wgmma_base(at + stage.x_at)};
             barrier_wait(full + slot * 8, parity);
-#pragma unroll 1
-            for (int i = 0; i < blocks; i++) {
-                const uint32_t unit_at = panel_at + i / layout::blocks * layout::bytes;
-                const uint32_t codes_at = unit_at + i % layout::blocks * layout::block_bytes;
-                const uint64_t b_at = wide_advance(b, i * TOKENS * 256);
-                if (EXACT)
-                    wide_block_exact<BITS, GROUP>(l, codes_at, unit_at + SCALES_AT, b_at, d, sums);
-                else
-                    wide_block_scaled<BITS, GROUP>(l, codes_at, unit_at + SCALES_AT, b_at, n > s.first, d);
-            }
+            if (!EXACT)
+                wide_add_scaled(l, in, n > s.first, sums);
+            else if (shape::blocks(p, n) == stage.blocks)
+                wide_add_exact<BITS, GROUP, TOKENS, stage.blocks>(l, in, sums);
+            else // the last of a tile
+                wide_add_exact<BITS, GROUP, TOKENS, 1>(l, in, sums);
             __syncwarp();
             if (lane == 0) barrier_arrive(empty + slot * 8);
             if (++slot == p.stages) slot = 0, parity ^= 1;
@@ -413,21 +455,17 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         int first = 0, last = TOKENS / 8;
         if (s.last - s.first < p.tile_stages) {
             const wide_share share(p, s.tile, TOKENS / 8);
-            wide_leave(p, share, total);
+            wide_leave(p, share, sums);
             first = share.first, last = share.last;
-            if (first < last) wide_collect(p, share, total);
+            if (first < last) wide_collect(p, share, sums);
         }
-        wide_store(p, smem, panel, token, first, last, total);
+        wide_store(p, smem, panel, token, first, last, sums);
     }
 }
 
 template <int BITS, int GROUP, int TOKENS>
 __global__ void __launch_bounds__(WIDE_THREADS, 1) lut_wide(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-    using shape = wide_shape<BITS, GROUP, TOKENS>;
-    using layout = typename shape::layout;
-    constexpr wide_stage stage = shape::stage;
-    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS, SPLIT_UNIT = stage.blocks < layout::blocks };
     extern __shared__ __align__(1024) uint8_t smem[];
     if (threadIdx.x >= WIDE_CONSUMERS) {
         registers_give_up<WIDE_PRODUCER_REGISTERS>();

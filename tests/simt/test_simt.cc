@@ -129,7 +129,7 @@ static __global__ void wgmma_kernel(const __nv_bfloat16 *a, const __nv_bfloat16 
     for (uint32_t k = 0; k < 4; k++) {
         const __nv_bfloat16 *top = a + (warp * 16 + g) * 64 + k * 16 + 2 * t, *bottom = top + 8 * 64;
         wgmma(sums, pair(top), pair(bottom), pair(top + 8), pair(bottom + 8),
-              wgmma_descriptor(shared_address(tile) + k * 32), 1);
+              wgmma_descriptor(wgmma_base(shared_address(tile)), k * 32), 1);
     }
     wgmma_commit();
     if (wrong == 1) *(uint32_t *)tile = 0;

@@ -12,6 +12,10 @@
 
 enum { WARP = 32 };
 
+__device__ __forceinline__ void give_up() {
+    simt::stop("give_up");
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return simt::shared_offset(p);
 }
@@ -26,6 +30,20 @@ __device__ __forceinline__ uint2 load_shared2(uint32_t at) {
 
 __device__ __forceinline__ uint4 load_shared4(uint32_t at) {
     return *(const uint4 *)simt::shared_at(at, 16, 16);
+}
+
+// Here addresses start at dynamic shared memory.
+__device__ __forceinline__ uint32_t shared_window(const void *smem) {
+    if (shared_address(smem) != 0) simt::stop("shared_window: not the start of dynamic shared memory");
+    return 0;
+}
+
+template <int OFFSET> __device__ __forceinline__ uint32_t load_table(uint32_t at) {
+    return load_shared(at + OFFSET);
+}
+
+__device__ __forceinline__ uint2 load_table2(uint32_t at) {
+    return load_shared2(at);
 }
 
 __device__ __forceinline__ void store_shared2(uint32_t at, float2 v) {
@@ -164,14 +182,18 @@ __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, (int)threadIdx.x % WARP);
 }
 
-// ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
-
-__device__ __forceinline__ void give_up() {
-    simt::stop("give_up");
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
+    return __shfl_sync(~0u, v, 0);
 }
 
-__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (at & 0x3ffff) >> 4;
+// ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
+
+__device__ __forceinline__ uint32_t wgmma_base(uint32_t at) {
+    return 1 << 16 | (at & 0x3ffff) >> 4;
+}
+
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t base, uint32_t bytes) {
+    return ((uint64_t)1 << 30 | 1024 >> 4) << 32 | (base + (bytes >> 4));
 }
 
 namespace simt {
@@ -380,11 +402,16 @@ __device__ __forceinline__ bool is_empty(float4 v) {
            __float_as_uint(v.w) == empty;
 }
 
-__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+__device__ __forceinline__ void await_partial(const float4 *p, float4 &v) {
     const uint32_t *words = (const uint32_t *)p;
     for (int i = 0; i < 4; i++) simt::word_wait(words + i, ~0u);
+    v = *p;
+}
+
+__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
+    await_partial(p, v);
     const float empty = __uint_as_float(~0u);
-    v = *p, *p = make_float4(empty, empty, empty, empty);
+    *p = make_float4(empty, empty, empty, empty);
 }
 
 __device__ __forceinline__ void add_global4(float *p, float4 v) {
