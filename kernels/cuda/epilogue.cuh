@@ -33,12 +33,22 @@ __device__ __forceinline__ float add_residual(const lut_params &p, int row, int 
     return v * v;
 }
 
+// Stores one sum, unless it is of a gated pair. Returns the square of what the next norm will see.
+__device__ __forceinline__ float store_element(const lut_params &p, int row, int token, float v) {
+    const int64_t at = token * p.y_stride + row;
+    if (p.epilogue == LUT_ADD_F32) return add_residual(p, row, token, v);
+    if (p.epilogue == LUT_STORE_BF16)
+        ((__nv_bfloat16 *)p.y)[at] = __float2bfloat16_rn(v);
+    else
+        ((float *)p.y)[at] = v;
+    return 0.0f;
+}
+
 // Stores the sums of rows g and g + 8 of a panel for one token: two outputs, or gate and up of one channel.
 // Returns the sum of the squares of what the next norm will see.
 __device__ __forceinline__ float store_pair(const lut_params &p, int panel, int g, int token, float low,
                                             float high) {
     if (token >= p.n_tokens) return 0.0f;
-    const int64_t row_of_y = token * p.y_stride;
     if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) { // N is a multiple of 16
         uint32_t *const word = order_word(p.y, p.y_order, p.y_stride * 2, token, panel * 8 + g / 2 * 2);
         ((__nv_bfloat16 *)word)[g % 2] = __float2bfloat16_rn(gated(low, high, p.epilogue));
@@ -48,14 +58,7 @@ __device__ __forceinline__ float store_pair(const lut_params &p, int panel, int 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = panel * 16 + half * 8 + g;
-        const float v = half ? high : low;
-        if (row >= p.n_rows) break;
-        if (p.epilogue == LUT_STORE_BF16)
-            ((__nv_bfloat16 *)p.y)[row_of_y + row] = __float2bfloat16_rn(v);
-        else if (p.epilogue == LUT_ADD_F32)
-            squares += add_residual(p, row, token, v);
-        else
-            ((float *)p.y)[row_of_y + row] = v;
+        if (row < p.n_rows) squares += store_element(p, row, token, half ? high : low);
     }
     return squares;
 }
@@ -84,42 +87,6 @@ __device__ __forceinline__ float store_panels(const lut_params &p, const float *
 __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
            (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(high)) << 16;
-}
-
-// Stores a quarter of a panel for one token: rows 4·quarter to 4·quarter + 3, or two channels. rows: the sums
-// of all 16, 16-byte aligned. With p.y_aligned rows go in one piece, 64 bytes of floats for four lanes. Loops
-// stay loops: this code stands in a kernel once for every eight tokens.
-__device__ __forceinline__ void store_quarter(const lut_params &p, int panel, int token, int quarter,
-                                              const float *rows) {
-    if (token >= p.n_tokens) return;
-    const int64_t row_of_y = token * p.y_stride;
-    if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) {
-        const int channel = quarter * 2;
-        *order_word(p.y, p.y_order, p.y_stride * 2, token, panel * 8 + channel) =
-            bf16_pair(gated(rows[channel], rows[8 + channel], p.epilogue),
-                      gated(rows[channel + 1], rows[9 + channel], p.epilogue));
-        return;
-    }
-    const int row = panel * 16 + quarter * 4;
-    float *const floats = (float *)p.y + row_of_y + row;
-    __nv_bfloat16 *const bf16s = (__nv_bfloat16 *)p.y + row_of_y + row;
-    rows += quarter * 4;
-    if (p.y_aligned && row + 4 <= p.n_rows) {
-        const float4 v = *(const float4 *)rows;
-        if (p.epilogue == LUT_STORE_BF16)
-            *(uint2 *)bf16s = make_uint2(bf16_pair(v.x, v.y), bf16_pair(v.z, v.w));
-        else if (p.epilogue == LUT_ADD_F32)
-            add_global4(floats, v);
-        else
-            *(float4 *)floats = v;
-        return;
-    }
-#pragma unroll 1
-    for (int i = 0; i < 4 && row + i < p.n_rows; i++)
-        if (p.epilogue == LUT_STORE_BF16)
-            bf16s[i] = __float2bfloat16_rn(rows[i]);
-        else
-            floats[i] = p.epilogue == LUT_ADD_F32 ? floats[i] + rows[i] : rows[i];
 }
 
 #endif

@@ -103,8 +103,9 @@ typedef struct lut_gemm_args {
     lut_path path;
 } lut_gemm_args;
 
-// Tokens beyond which LUT_PATH_WIDE rounds each weight (table value times scale) to bf16, as a dense bf16
-// model does, before it multiplies exactly; up to there, and on the other paths, weights are exact.
+// Tokens beyond which LUT_PATH_WIDE rounds each scale, and each weight (table value times scale), to bf16
+// before it multiplies exactly, as kernels with 16-bit arithmetic do; up to there, and on the other paths,
+// weights are exact.
 enum { LUT_EXACT_TOKENS = 64 };
 
 // Which path LUT_PATH_AUTO is for this many tokens.

@@ -12,14 +12,8 @@
 // memory. The first weights are under way before the kernels ahead have finished.
 //
 // Sums. Up to 64 tokens a group's fp32 sums are multiplied by its scale, as in the other kernels, and results
-// are exact to fp32. Beyond, 64 more registers a thread are not to be had: table value × scale is rounded to
-// bf16 once, as a dense bf16 model's weights are.
-//
-// A tile shared by several blocks. Whoever goes on to another tile leaves all its sums in global memory; the
-// others divide the tokens among themselves, leave what is not theirs, and add to their own sums those of the
-// others, in the order of the blocks, as they arrive: a place is empty until its sums are there, and whoever
-// takes them leaves it empty for the next kernel. Nobody waits before its last tile, and all blocks of a grid
-// are resident.
+// are exact to fp32. Beyond, 64 more registers a thread are not to be had: the scale, and the table value
+// times it, are rounded to bf16. (The scale as a sum of two bf16 would be exact, and costs 8 % of the time.)
 //
 // Roofline on an H200, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
 //
@@ -30,56 +24,20 @@
 //   128            15     64           16 + 8 + 32 + 8 = 64
 //
 // DRAM counts for one tile of tokens (two at 128). Shared memory is the limit up to 64 tokens and a tie with
-// the tensor cores beyond. Codes at 2 and 3 bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and
-// codes
-// 16. A taller tile would leave no registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and
-// asks L2 for half as many bytes again (36 a clock instead of 24). Instructions: 28 for a step of k = 16 and
-// a warp at 128 tokens, 112 of the 256 issue slots of its quarter of the SM.
+// the tensor cores beyond; there a kernel without lookups was no faster. Codes at 2 and 3 bits: 4 and 6
+// instead of 8; at 8 bits the table takes 32 and codes 16. A taller tile would leave no registers for sums; a
+// wider one (128 × 256) saves 4 of the 64 clocks and asks L2 for half as many bytes again (36 a clock instead
+// of 24). Instructions of 128 columns and a warp at 4 bits: 115 to 32 tokens, of 464 issue slots that DRAM
+// leaves it.
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
 #define FLUTE_CUDA_LUT_WIDE_CUH
 
 #include "kernels/cuda/decode.cuh"
-#include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/lut_kernels.h"
+#include "kernels/cuda/lut_wide_sums.cuh"
 
 // Five warps on each quarter of an SM: 96 registers a thread, of which the producer's needs few.
 enum { WIDE_PRODUCER_REGISTERS = 32, WIDE_CONSUMER_REGISTERS = 112 };
-
-// Stages [first, last) of a tile.
-struct wide_segment {
-    int tile, first, last;
-};
-
-// The segments of a block, in order: whole tiles in waves, then its share of the rest.
-struct wide_walk {
-    int wave = 0, at, end; // at, end: stages of the rest
-
-    // The first stage of the rest that is block `cta`'s: blocks have rest_each stages, the first rest_more of
-    // them one more.
-    static __device__ __forceinline__ int start(const lut_params &p, int cta) {
-        return cta * p.rest_each + min(cta, p.rest_more);
-    }
-    // Whose stage of the rest this is.
-    static __device__ __forceinline__ int owner(const lut_params &p, int stage) {
-        const int more = p.rest_more * (p.rest_each + 1);
-        return stage < more ? stage / (p.rest_each + 1) : p.rest_more + (stage - more) / p.rest_each;
-    }
-
-    __device__ __forceinline__ explicit wide_walk(const lut_params &p)
-        : at(start(p, blockIdx.x)), end(start(p, blockIdx.x + 1)) {}
-
-    __device__ __forceinline__ bool next(const lut_params &p, wide_segment &s) {
-        if (wave < p.waves) {
-            s.tile = wave++ * gridDim.x + blockIdx.x, s.first = 0, s.last = p.tile_stages;
-            return true;
-        }
-        if (at >= end) return false;
-        s.tile = p.waves * gridDim.x + at / p.tile_stages, s.first = at % p.tile_stages;
-        s.last = min(p.tile_stages, s.first + end - at);
-        at += s.last - s.first;
-        return true;
-    }
-};
 
 // Stages of a tile, in blocks of 128 columns and bytes.
 template <int BITS, int GROUP, int TOKENS> struct wide_shape {
@@ -251,26 +209,14 @@ __device__ __forceinline__ void wide_add_exact(const wide_lane &l, const wide_sl
     }
 }
 
-// A scale as the sum of two bf16, twice each, for rows g and g + 8.
+// The scales of rows g and g + 8 in bf16, twice each.
 struct wide_scale {
-    uint32_t high[2], low[2];
+    uint32_t twice[2];
 
     __device__ __forceinline__ void load(uint32_t at) {
         const uint32_t bits = load_shared(at);
         const float2 scale = __half22float2(*(const __half2 *)&bits);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float v = half ? scale.y : scale.x;
-            const __nv_bfloat16 h = __float2bfloat16_rn(v),
-                                rest = __float2bfloat16_rn(v - __bfloat162float(h));
-            high[half] = __bfloat16_as_ushort(h) * 0x10001u,
-            low[half] = __bfloat16_as_ushort(rest) * 0x10001u;
-        }
-    }
-
-    // Two weights times the scale of row g + 8·half; rounds once, but for a rounding of the last of 16 bits.
-    __device__ __forceinline__ uint32_t apply(uint32_t a, int half) const {
-        return bf16x2_fma(a, high[half], bf16x2_mul(a, low[half]));
+        twice[0] = bf16_pair(scale.x, scale.x), twice[1] = bf16_pair(scale.y, scale.y);
     }
 };
 
@@ -289,7 +235,8 @@ wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, 
         uint32_t both[8];
         wide_decode<BITS>(l, codes, step / 2, both); // the half that is not used costs nothing
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[step % WIDE_AHEAD][i] = scale.apply(both[step % 2 * 4 + i], i % 2);
+        for (int i = 0; i < 4; i++)
+            a[step % WIDE_AHEAD][i] = bf16x2_mul(both[step % 2 * 4 + i], scale.twice[i % 2]);
     };
     prepare(0);
 #pragma unroll
@@ -304,111 +251,6 @@ wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, 
     }
     wgmma_wait<0>();
     wgmma_settle(sums);
-}
-
-// Which blocks share a tile of the rest, and which tokens are left to this one.
-struct wide_share {
-    int first_cta, n_ctas, n_stay; // that have stages of it; the first n_stay have no tile after it
-    int first, last;               // eights of tokens that this block stores
-    bool stays;
-
-    __device__ __forceinline__ wide_share(const lut_params &p, int tile, int n_eights) {
-        const int begin = (tile - p.waves * (int)gridDim.x) * p.tile_stages, end = begin + p.tile_stages;
-        first_cta = wide_walk::owner(p, begin);
-        const int last_cta = wide_walk::owner(p, end - 1), me = blockIdx.x - first_cta;
-        n_ctas = last_cta - first_cta + 1;
-        n_stay = n_ctas - (wide_walk::start(p, last_cta + 1) > end);
-        stays = me < n_stay;
-        first = stays ? me * n_eights / n_stay : 0, last = stays ? (me + 1) * n_eights / n_stay : 0;
-    }
-};
-
-// The partial sums of a thread: one float4 for each eight tokens, those of neighbouring threads adjacent. A
-// block has two tiles to leave: one that it goes on from and one that it stays with.
-template <int TOKENS>
-__device__ __forceinline__ float4 *wide_partials(const lut_params &p, int cta, bool stays) {
-    return p.partials + (size_t)(cta * 2 + stays) * (TOKENS / 8) * WIDE_CONSUMERS + threadIdx.x;
-}
-
-// Leaves the sums that are not this block's to store.
-template <int N>
-__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share &share,
-                                           const float (&sums)[N]) {
-    float4 *to = wide_partials<2 * N>(p, blockIdx.x, share.stays);
-#pragma unroll
-    for (int i = 0; i < N / 4; i++)
-        if (i < share.first || i >= share.last)
-            leave_partial(to + i * WIDE_CONSUMERS,
-                          make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]));
-}
-
-// Waits until the other blocks have left their sums, as far as the last of them tells that each stores: a
-// lane looks at one block's. Looking at all of them again and again would hold the stores up.
-template <int TOKENS>
-__device__ __forceinline__ void wide_await(const lut_params &p, const wide_share &share) {
-    for (int i = threadIdx.x % WARP; i < share.n_ctas; i += WARP) {
-        const int cta = share.first_cta + i;
-        if (cta == (int)blockIdx.x) continue;
-        const float4 *last =
-            wide_partials<TOKENS>(p, cta, i < share.n_stay) + (share.last - 1) * WIDE_CONSUMERS;
-        float4 v = load_partial(last);
-        await_partial(last, v);
-    }
-    __syncwarp();
-}
-
-// Adds what the other blocks leave of the tokens that are this block's to store, in the order of the blocks.
-// Nobody else takes it. A load takes most of a microsecond: those of EIGHTS eights and OTHERS blocks are
-// under way together, as many as registers are left for.
-template <int N>
-__device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
-    enum { EIGHTS = N > 32 ? 2 : 1, OTHERS = N > 32 ? 1 : 4 };
-    const int me = blockIdx.x - share.first_cta, n_others = share.n_ctas - 1;
-    wide_await<2 * N>(p, share);
-#pragma unroll
-    for (int e = 0; e < N / 4; e += EIGHTS) {
-        if (e + EIGHTS <= share.first || e >= share.last) continue;
-#pragma unroll 1
-        for (int other = 0; other < n_others; other += OTHERS) {
-            float4 v[OTHERS][EIGHTS] = {};
-            auto for_each = [&](auto what) {
-#pragma unroll
-                for (int i = 0; i < OTHERS; i++) {
-                    const int cta = other + i + (other + i >= me);
-                    float4 *from = wide_partials<2 * N>(p, share.first_cta + cta, cta < share.n_stay);
-#pragma unroll
-                    for (int k = 0; k < EIGHTS; k++)
-                        if (other + i < n_others && e + k >= share.first && e + k < share.last)
-                            what(from + (e + k) * WIDE_CONSUMERS, v[i][k], sums + (e + k) * 4);
-                }
-            };
-            for_each([](float4 *from, float4 &v, float *) { v = load_partial(from); });
-            for_each([](float4 *from, float4 &v, float *to) {
-                take_partial(from, v);
-                to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
-            });
-        }
-    }
-}
-
-// Stores eights [first, last) of the tokens of this warp's panel. An eight goes through shared memory, so
-// that a lane holds four rows of one token; token to token WIDE_PITCH floats, which meet no bank twice.
-template <int N>
-__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token,
-                                           int first, int last, const float (&sums)[N]) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float *const eight = (float *)(smem + p.sums_at) + threadIdx.x / WARP * 8 * WIDE_PITCH;
-    if (panel >= p.n_panels) return;
-#pragma unroll
-    for (int i = 0; i < N / 4; i++) {
-        if (i < first || i >= last) continue;
-        float *const to = eight + 2 * t * WIDE_PITCH + g;
-        to[0] = sums[4 * i], to[WIDE_PITCH] = sums[4 * i + 1];
-        to[8] = sums[4 * i + 2], to[WIDE_PITCH + 8] = sums[4 * i + 3];
-        __syncwarp();
-        store_quarter(p, panel, token + i * 8 + g, t, eight + g * WIDE_PITCH);
-        __syncwarp();
-    }
 }
 
 template <int BITS, int GROUP, int TOKENS>
@@ -442,7 +284,7 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
             barrier_wait(full + slot * 8, parity);
             if (!EXACT)
                 wide_add_scaled(l, in, n > s.first, sums);
-            else if (shape::blocks(p, n) == stage.blocks)
+            else if (stage.blocks == 1 || shape::blocks(p, n) == stage.blocks)
                 wide_add_exact<BITS, GROUP, TOKENS, stage.blocks>(l, in, sums);
             else // the last of a tile
                 wide_add_exact<BITS, GROUP, TOKENS, 1>(l, in, sums);

@@ -66,7 +66,7 @@ static int product_run(const lut_device *device, product *p, lut_path path, flut
     return code;
 }
 
-// Every element; beyond LUT_EXACT_TOKENS weights are rounded to eight bits.
+// Every element; beyond LUT_EXACT_TOKENS scales and weights are rounded to eight bits.
 static void product_check(const product *p) {
     float *row = malloc((size_t)p->w.n_cols * sizeof *row);
     for (int64_t n = 0; n < p->w.n_rows; n++) {
@@ -77,7 +77,7 @@ static void product_check(const product *p) {
                 const double term = (double)row[k] * bf16_to_float(p->x[m * p->w.n_cols + k]);
                 sum += term, squares += term * term;
             }
-            // Rounding errors of at most 2^-9 of a term, of random sign: six deviations.
+            // Two rounding errors of a term of at most 2^-9, of random sign: more than seven deviations.
             const double allowed = sqrt(squares) * (p->n_tokens > LUT_EXACT_TOKENS ? 6 * 0x1p-9 : 1e-5);
             const double error = fabs((double)p->y[m * p->w.n_rows + n] - sum);
             if (!(error <= allowed))

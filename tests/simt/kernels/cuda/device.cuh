@@ -357,10 +357,6 @@ template <typename F> inline uint32_t bf16x2_each(uint32_t a, uint32_t b, uint32
 
 } // namespace simt
 
-__device__ __forceinline__ uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
-    return simt::bf16x2_each(a, b, c, [](double x, double y, double z) { return x * y + z; });
-}
-
 __device__ __forceinline__ uint32_t bf16x2_mul(uint32_t a, uint32_t b) {
     return simt::bf16x2_each(a, b, 0, [](double x, double y, double) { return x * y; });
 }
