@@ -81,6 +81,18 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
 }
 
 // The same without a branch; zeros unless `inside`.
+__device__ __forceinline__ uint32_t load_global_if(bool inside, const void *p) {
+    uint32_t v;
+    asm volatile("{\n.reg .pred p;\n"
+                 "setp.ne.u32 p, %2, 0;\n"
+                 "mov.u32 %0, 0;\n"
+                 "@p ld.global.u32 %0, [%1];\n}"
+                 : "=&r"(v)
+                 : "l"(p), "r"((uint32_t)inside)
+                 : "memory");
+    return v;
+}
+
 __device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
     uint4 v;
     asm volatile("{\n.reg .pred p;\n"
@@ -131,6 +143,13 @@ __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
 // tries, each of which suspends for about a microsecond, the launch fails instead.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     for (int tries = 0; !barrier_try(barrier, parity);)
+        if (++tries > (1 << 20)) give_up();
+}
+
+// The same for a whole warp, which stays together: to ptxas the loop is one that cannot diverge, so that what
+// is the same for all lanes may stay in uniform registers, and nothing has to bring lanes together again.
+__device__ __forceinline__ void barrier_wait_warp(uint32_t barrier, uint32_t parity) {
+    for (int tries = 0; !__all_sync(~0u, barrier_try(barrier, parity));)
         if (++tries > (1 << 20)) give_up();
 }
 

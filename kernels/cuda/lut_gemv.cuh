@@ -10,14 +10,13 @@
 //
 // Activations. A warp meets the same four units of columns in every panel, so their activations stay in
 // registers: the whole K in "chunks" of 8 × 4 units, every chunk over all panels of a group, partial sums of
-// a (panel, warp) in shared memory. With one token seven of the eight columns of an mma would idle: instead
-// column r carries run r of the block, each run gets accumulators of its own, and a lane picks the sums of
-// the runs whose column it holds. Two and four tokens share the columns the same way.
+// a (panel, warp) in shared memory. The last panel of a group loads those of the next chunk, stage by stage.
+// Columns of an mma that would idle with less than eight tokens carry other activations of the same token.
 //
 // Roofline on an H200, 16 × 128 weights at 4 bits, group 128: 1088 bytes arrive in 57 clocks of an SM. Shared
 // memory works 32 clocks for the table, 8 to read the codes and 8 to 17 while they are written: the tightest
-// resource. About 100 instructions take 25 clocks of issue. At 3 and 2 bits bytes arrive in 42 and 29 clocks
-// and shared memory (45 and 42 clocks) is the limit.
+// resource. 109 instructions take 27 clocks of issue. At 3 and 2 bits bytes arrive in 42 and 29 clocks, and
+// shared memory (45 and 42 clocks) is the limit; 125 and 67 instructions take 31 and 17.
 #ifndef FLUTE_CUDA_LUT_GEMV_CUH
 #define FLUTE_CUDA_LUT_GEMV_CUH
 
@@ -27,143 +26,116 @@
 
 enum { GEMV_CONSUMERS = GEMV_WARPS * WARP, GEMV_THREADS = GEMV_CONSUMERS + WARP, CHUNK_BLOCKS = 4 };
 
-// How tokens and runs share the eight columns of the B operand. A lane holds columns 2t and 2t + 1.
-//   1 token:  column r (and r + 4) is run r: lane t holds runs 2(t % 2) and 2(t % 2) + 1
-//   2 tokens: column 2r + m is token m of run r: lane t holds run t
-//   4 tokens: column 4h + m is token m of run h (first operand) or 2 + h (second): lane t holds h = t / 2
+// Which of a block's activations the eight columns of the B operand carry: columns 2m and 2m + 1 are sides 0
+// and 1 of token m (with fewer than four tokens there are copies), and lane t holds both in its sums.
+//   3, 4, 8 bits: side 0 has runs 0 and 1, side 1 runs 2 and 3. The mma of runs r and 2 + r take the same B,
+//     and what comes out in the columns of the other side is not used.
+//   2 bits: an entry of the table fills two registers that follow each other, weights 0, 1 and 2, 3 of one
+//     row. In an A operand such registers are two rows, so both rows are made of one row's weights: side 0
+//     has the activations of the upper, side 1 of the lower, and each row of a panel has an mma of its own.
 template <int TOKENS> struct columns {
-    enum { operands = TOKENS == 4 ? 2 : 1, sums = TOKENS == 1 ? 2 : 4 };
-
-    static __device__ __forceinline__ int token(int lane) { return lane / 4 % TOKENS; }
-    // Which run of a block a lane loads for operand i.
-    static __device__ __forceinline__ int run(int lane, int i) {
-        return TOKENS == 1 ? lane / 4 % 4 : TOKENS == 2 ? lane / 8 : 2 * i + lane / 16;
-    }
+    static __device__ __forceinline__ int token(int lane) { return lane / 8 % TOKENS; }
+    static __device__ __forceinline__ int side(int lane) { return lane / 4 % 2; }
 };
 
-// One lane's share of a unit: codes, and the scales of the runs whose sums it picks, rows g and g + 8.
-template <int BITS, int GROUP, int TOKENS> struct lane_unit {
+// One lane's share of a unit: codes, and the scales of rows g and g + 8.
+template <int BITS, int GROUP> struct lane_unit {
     using layout = unit_layout<BITS, GROUP>;
-    enum { n_scales = TOKENS == 2 || GROUP >= 128 || (TOKENS == 1 && GROUP == 64) ? 1 : 2 };
     block_codes<BITS> codes[layout::blocks];
-    uint32_t scales[n_scales];
+    uint32_t scales[layout::groups];
 
-    // Offset of the first scale in a unit; the second, if any, stands second_scale further.
     static __device__ __forceinline__ uint32_t scales_at(int lane) {
-        const int t = lane % 4;
-        const int run = TOKENS == 1 ? 2 * (t % 2) : TOKENS == 2 ? t : t / 2;
-        return layout::scales_at + (GROUP < 128 ? run * 32 / GROUP * 32 : 0) + lane / 4 * 4;
+        return layout::scales_at + lane / 4 * 4;
     }
-    enum { second_scale = TOKENS == 4 ? 64 / GROUP * 32 : 32 };
 
     __device__ __forceinline__ void load(uint32_t at, uint32_t at8, uint32_t scale_at) {
 #pragma unroll
         for (int b = 0; b < layout::blocks; b++)
             codes[b].load(at + b * layout::block_bytes, at8 + b * layout::block_bytes);
 #pragma unroll
-        for (int i = 0; i < n_scales; i++) scales[i] = load_shared(scale_at + i * second_scale);
+        for (int i = 0; i < layout::groups; i++) scales[i] = load_shared(scale_at + i * 32);
     }
 };
 
 // One lane's activations of a unit, and the product with its weights.
-template <int BITS, int GROUP, int TOKENS> struct lane_activations {
+template <int BITS, int GROUP> struct lane_activations {
     using layout = unit_layout<BITS, GROUP>;
-    using unit_t = lane_unit<BITS, GROUP, TOKENS>;
-    using cols = columns<TOKENS>;
-    uint4 b[layout::blocks][cols::operands];
+    using unit_t = lane_unit<BITS, GROUP>;
+    enum { SCALES = layout::groups, SCALE_RUNS = RUNS / SCALES };
+    uint32_t b[layout::blocks][8];
 
     // x: the lane's token. Columns past the end are zero, which keeps their padding codes without effect.
-    __device__ __forceinline__ void load(const uint8_t *x, int n_cols, int unit, int lane) {
+    __device__ __forceinline__ void load(const uint8_t *x, int n_cols, int unit, int side, int t) {
 #pragma unroll
         for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
-            for (int i = 0; i < cols::operands; i++) {
-                const int column = (unit * layout::blocks + k) * 128 + cols::run(lane, i) * 32 + lane % 4 * 8;
-                b[k][i] = column < n_cols ? load_global4(x + (size_t)column * 2) : make_uint4(0, 0, 0, 0);
-            }
-    }
-
-    __device__ __forceinline__ void multiply_add(const unit_t &unit, const uint8_t *table,
-                                                 uint32_t lane_offset, int t,
-                                                 float (&sums)[cols::sums]) const {
-#pragma unroll
-        for (int k = 0; k < layout::blocks; k++) {
-            float d[RUNS][4] = {};
-#pragma unroll
-            for (int run = 0; run < RUNS; run++) {
-                const uint4 &x = b[k][TOKENS == 4 ? run / 2 : 0];
-#pragma unroll
-                for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
-                    uint32_t a[8];
-                    decode_run<BITS>(unit.codes[k], run, plane, table_reader{table, lane_offset}, a);
-                    mma(d[run], a[0], a[1], a[2], a[3], x.x, x.y);
-                    mma(d[run], a[4], a[5], a[6], a[7], x.z, x.w);
+            for (int i = 0; i < (BITS == 2 ? 4 : 2); i++) {
+                const int run = BITS == 2 ? i : side * 2 + i;
+                const int column = (unit * layout::blocks + k) * 128 + run * 32 + t * 8;
+                const uint8_t *at = x + (size_t)column * 2;
+                const bool inside = column < n_cols;
+                if (BITS == 2) {
+                    b[k][i * 2] = load_global_if(inside, at + side * 4);
+                    b[k][i * 2 + 1] = load_global_if(inside, at + side * 4 + 8);
+                } else {
+                    const uint4 v = load_global4_if(inside, at);
+                    b[k][i * 4] = v.x, b[k][i * 4 + 1] = v.y, b[k][i * 4 + 2] = v.z, b[k][i * 4 + 3] = v.w;
                 }
             }
-            pick(d, unit, t, sums);
+    }
+
+    // sums: of rows g and g + 8
+    __device__ __forceinline__ void multiply_add(const unit_t &unit, const uint8_t *table,
+                                                 uint32_t lane_offset, float (&sums)[2]) const {
+#pragma unroll
+        for (int i = 0; i < SCALES; i++) {
+            float d[2][4] = {}; // of the two rows at 2 bits, else of the sides that the scale has a part in
+#pragma unroll
+            for (int k = 0; k < layout::blocks; k++)
+#pragma unroll
+                for (int run = i * SCALE_RUNS; run < (i + 1) * SCALE_RUNS; run++)
+                    multiply_run(unit.codes[k], b[k], run, table_reader{table, lane_offset}, d);
+            const float2 scale = __half22float2(*(const __half2 *)&unit.scales[i]);
+            sums[0] += scale.x * products(d, 0, i), sums[1] += scale.y * products(d, 1, i);
         }
     }
 
-    // Adds the sums that belong to the lane, times their scales.
-    static __device__ __forceinline__ void pick(const float (&d)[RUNS][4], const unit_t &unit, int t,
-                                                float (&sums)[cols::sums]) {
-        const float2 s0 = __half22float2(*(const __half2 *)&unit.scales[0]);
-        const float2 s1 = __half22float2(*(const __half2 *)&unit.scales[unit_t::n_scales - 1]);
-        if (TOKENS == 1) {
-            const bool odd = t & 1;
+    static __device__ __forceinline__ void multiply_run(const block_codes<BITS> &codes,
+                                                        const uint32_t (&b)[8], int run,
+                                                        const table_reader &table, float (&d)[2][4]) {
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float first = odd ? d[2][2 * half] : d[0][2 * half];
-                const float second = odd ? d[3][2 * half + 1] : d[1][2 * half + 1];
-                const float scale0 = half ? s0.y : s0.x, scale1 = half ? s1.y : s1.x;
-                if (unit_t::n_scales == 1)
-                    sums[half] += scale0 * (first + second);
-                else
-                    sums[half] += scale0 * first + scale1 * second;
-            }
-        } else if (TOKENS == 2) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float v = t & 2 ? (t & 1 ? d[3][i] : d[2][i]) : (t & 1 ? d[1][i] : d[0][i]);
-                sums[i] += (i < 2 ? s0.x : s0.y) * v;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float first = t & 2 ? d[1][i] : d[0][i], second = t & 2 ? d[3][i] : d[2][i];
-                const float scale0 = i < 2 ? s0.x : s0.y, scale1 = i < 2 ? s1.x : s1.y;
-                if (unit_t::n_scales == 1)
-                    sums[i] += scale0 * (first + second);
-                else
-                    sums[i] += scale0 * first + scale1 * second;
+        for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
+            uint32_t a[8];
+            decode_run<BITS>(codes, run, plane, table, a);
+            if (BITS == 2) {
+                mma(d[0], a[0], a[2], a[4], a[6], b[run * 2], b[run * 2 + 1]);
+                mma(d[1], a[1], a[3], a[5], a[7], b[run * 2], b[run * 2 + 1]);
+            } else {
+                float(&sum)[4] = d[SCALES == 1 ? run / 2 : 0];
+                const uint32_t *x = b + run % 2 * 4;
+                mma(sum, a[0], a[1], a[2], a[3], x[0], x[1]);
+                mma(sum, a[4], a[5], a[6], a[7], x[2], x[3]);
             }
         }
+    }
+
+    // What d says of row g (half 0) or g + 8 under scale i.
+    static __device__ __forceinline__ float products(const float (&d)[2][4], int half, int i) {
+        if (BITS == 2) return d[half][0] + d[half][3];
+        if (SCALES == 1) return d[0][half * 2] + d[1][half * 2 + 1];
+        return d[0][half * 2 + i * 2 / SCALES];
     }
 };
 
-// Adds a warp's sums of a panel up over its lanes and into (row, token) of `to`, which belongs to this warp
-// and panel. first: store instead of adding.
-template <int TOKENS, int N>
-__device__ __forceinline__ void sums_flush(float (&sums)[N], float *to, bool first) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+// Stores a warp's sums of a panel at `to`, (row, token) from the lane's row g and token on, or adds them to
+// those of the chunks before.
+template <int TOKENS>
+__device__ __forceinline__ void sums_flush(const float (&sums)[2], float *to, bool first) {
+    if (threadIdx.x % 4 >= TOKENS) return;
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (TOKENS != 4) sums[i] += __shfl_xor_sync(~0u, sums[i], 1);
-        if (TOKENS != 1) sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
-    }
-    if (TOKENS == 1) { // lane 0 of four stores row g, lane 1 row g + 8
-        float *at = to + t * 8 + g;
-        const float v = t == 0 ? sums[0] : sums[1];
-        if (t < 2) *at = first ? v : *at + v;
-    } else if (TOKENS == 2) { // one of the four sums each
-        float *at = to + (t / 2 * 8 + g) * 2 + t % 2;
-        const float v = t & 2 ? (t & 1 ? sums[N - 1] : sums[N - 2]) : (t & 1 ? sums[1] : sums[0]);
-        *at = first ? v : *at + v;
-    } else { // lanes 0 and 1 row g, lanes 2 and 3 row g + 8, two tokens each
-        float2 *at = (float2 *)(to + (t / 2 * 8 + g) * 4 + t % 2 * 2);
-        float2 v = t & 2 ? make_float2(sums[N - 2], sums[N - 1]) : make_float2(sums[0], sums[1]);
-        if (!first) v.x += at->x, v.y += at->y;
-        *at = v;
+    for (int half = 0; half < 2; half++) {
+        float *at = to + half * 8 * TOKENS;
+        *at = first ? sums[half] : *at + sums[half];
     }
 }
 
@@ -179,9 +151,11 @@ template <int TOKENS> __device__ __forceinline__ void gemv_norm_factors(const lu
     if (lane == 0) factors[warp] = rsqrtf(sum / p.n_cols + p.norm.eps);
 }
 
-// The squares of what this block has stored, for the next norm. A thread has had one token only.
+// The squares of what this block has stored of a group, for the next norm. A thread has had one token only.
+// first: the first group.
 template <int TOKENS>
-__device__ __forceinline__ void gemv_store_squares(const lut_params &p, float squares, float *shared) {
+__device__ __forceinline__ void gemv_store_squares(const lut_params &p, float squares, float *shared,
+                                                   bool first) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
     for (int step = 1; step < WARP; step *= 2)
@@ -191,7 +165,8 @@ __device__ __forceinline__ void gemv_store_squares(const lut_params &p, float sq
     if ((int)threadIdx.x >= min((int)TOKENS, p.n_tokens)) return;
     float sum = 0.0f;
     for (int i = 0; i < GEMV_WARPS; i++) sum += shared[i * TOKENS + threadIdx.x];
-    p.next.squares[threadIdx.x * LUT_MAX_PARTS + blockIdx.x] = sum;
+    float *const to = p.next.squares + threadIdx.x * LUT_MAX_PARTS + blockIdx.x;
+    *to = first ? sum : *to + sum;
 }
 
 // The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
@@ -259,17 +234,16 @@ template <int BITS, int GROUP, int TOKENS>
 __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH__ >= 900
     using layout = unit_layout<BITS, GROUP>;
-    using unit_t = lane_unit<BITS, GROUP, TOKENS>;
-    using activations = lane_activations<BITS, GROUP, TOKENS>;
+    using unit_t = lane_unit<BITS, GROUP>;
+    using activations = lane_activations<BITS, GROUP>;
     enum {
         U = gemv_warp<BITS>::units,
         STAGE_UNITS = GEMV_WARPS * U,
         STAGE_BYTES = STAGE_UNITS * layout::bytes
     };
     enum { CHUNK_STAGES = CHUNK_BLOCKS / layout::blocks / U, CHUNK_UNITS = CHUNK_STAGES * U };
-    enum { PREFETCH = TOKENS < 4 }; // the next chunk's activations, while registers last
     extern __shared__ __align__(1024) uint8_t smem[];
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, t = lane % 4;
+    const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, t = lane % 4;
     const int panel0 = blockIdx.x * p.cta_panels, panels = min(p.cta_panels, p.n_panels - panel0);
     if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
 
@@ -278,15 +252,17 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     if (p.overlap) dependency_wait();
 
     const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;
+    const int side = columns<TOKENS>::side(lane);
     const uint8_t *x_row = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride;
     auto unit_of = [&](int stage, int j) { return stage * STAGE_UNITS + warp * U + j; };
-    activations x[CHUNK_UNITS], x_next[PREFETCH ? CHUNK_UNITS : 1];
-    auto load_chunk = [&](activations *to, int stage) {
+    activations x[CHUNK_UNITS];
+    // The activations of stage s of a chunk.
+    auto load_stage = [&](int chunk, int s) {
 #pragma unroll
-        for (int i = 0; i < CHUNK_UNITS; i++)
-            to[i].load(x_row, p.n_cols, unit_of(stage + i / U, i % U), lane);
+        for (int j = 0; j < U; j++) x[s * U + j].load(x_row, p.n_cols, unit_of(chunk + s, j), side, t);
     };
-    if (PREFETCH) load_chunk(x_next, 0);
+#pragma unroll
+    for (int s = 0; s < CHUNK_STAGES; s++) load_stage(0, s);
     float *factors = (float *)(smem + p.factors_at); // (TOKENS), and behind them (warp, token)
     if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
@@ -298,50 +274,57 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
     const uint32_t lane_offset = keep_in_register(table_lane_offset<BITS>(lane));
     float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
-    float squares = 0.0f;
+    float *const my_sums = sums + keep_in_register((warp * 16 + lane / 4) * TOKENS + t);
     int slot = 0;
     uint32_t parity = 0;
+
+    // A panel's stages of a chunk. whole: the panel has all of them, with all their units. A constant for
+    // each call, which makes two copies of the loop: the common one asks for nothing but the barriers. next:
+    // the chunk whose activations take the place of these, or -1.
+    auto multiply_panel = [&](bool whole, int chunk, int next, float(&sum)[2]) {
+#pragma unroll
+        for (int s = 0; s < CHUNK_STAGES; s++) {
+            if (whole || chunk + s < panel_stages) {
+                unit_t unit[U];
+                barrier_wait_warp(full + slot * 8, parity);
+#pragma unroll
+                for (int j = 0; j < U; j++) {
+                    const uint32_t at = slot * STAGE_BYTES + j * layout::bytes;
+                    unit[j].load(codes_at + at, codes_at8 + at, scales_at + at);
+                }
+#pragma unroll
+                for (int j = 0; j < U; j++)
+                    if (whole || unit_of(chunk + s, j) < p.panel_units)
+                        x[s * U + j].multiply_add(unit[j], smem, lane_offset, sum);
+                barrier_arrive_after(empty + slot * 8,
+                                     (__float_as_uint(sum[0]) | __float_as_uint(sum[1])) & p.always_zero);
+                if (++slot == p.stages) slot = 0, parity ^= 1;
+            }
+            if (next >= 0) load_stage(next, s);
+        }
+    };
 
     for (int group = 0; group < panels; group += p.group_panels) {
         const int group_panels = min(p.group_panels, panels - group);
         for (int chunk = 0; chunk < panel_stages; chunk += CHUNK_STAGES) {
-            if (PREFETCH) {
-#pragma unroll
-                for (int i = 0; i < CHUNK_UNITS; i++) x[i] = x_next[i];
-                load_chunk(x_next, chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0);
-            } else
-                load_chunk(x, chunk);
+            const bool whole = (chunk + CHUNK_STAGES) * STAGE_UNITS <= p.panel_units;
+            const int after = chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0;
             for (int panel = 0; panel < group_panels; panel++) {
-                float sum[columns<TOKENS>::sums] = {};
-#pragma unroll
-                for (int s = 0; s < CHUNK_STAGES; s++) {
-                    if (chunk + s >= panel_stages) continue;
-                    unit_t unit[U];
-                    barrier_wait(full + slot * 8, parity);
-#pragma unroll
-                    for (int j = 0; j < U; j++) {
-                        const uint32_t at = slot * STAGE_BYTES + j * layout::bytes;
-                        unit[j].load(codes_at + at, codes_at8 + at, scales_at + at);
-                    }
-#pragma unroll
-                    for (int j = 0; j < U; j++)
-                        if (unit_of(chunk + s, j) < p.panel_units)
-                            x[s * U + j].multiply_add(unit[j], smem, lane_offset, t, sum);
-                    uint32_t used = 0;
-#pragma unroll
-                    for (int i = 0; i < columns<TOKENS>::sums; i++) used |= __float_as_uint(sum[i]);
-                    barrier_arrive_after(empty + slot * 8, used & p.always_zero);
-                    if (++slot == p.stages) slot = 0, parity ^= 1;
-                }
-                sums_flush<TOKENS>(sum, sums + (panel * GEMV_WARPS + warp) * (16 * TOKENS), chunk == 0);
+                float sum[2] = {};
+                const int next = panel + 1 == group_panels && after != chunk ? after : -1;
+                if (whole)
+                    multiply_panel(true, chunk, next, sum);
+                else
+                    multiply_panel(false, chunk, next, sum);
+                sums_flush<TOKENS>(sum, my_sums + panel * GEMV_WARPS * 16 * TOKENS, chunk == 0);
             }
         }
         barrier_sync(1, GEMV_CONSUMERS);
-        squares += store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels, GEMV_CONSUMERS,
-                                        p.norm.squares ? factors : NULL);
+        const float squares = store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels,
+                                                   GEMV_CONSUMERS, p.norm.squares ? factors : NULL);
+        if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS, group == 0);
         barrier_sync(1, GEMV_CONSUMERS);
     }
-    if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS);
 #endif
 }
 

@@ -55,6 +55,10 @@ __device__ __forceinline__ uint4 load_global4(const void *p) {
     return *(const uint4 *)p;
 }
 
+__device__ __forceinline__ uint32_t load_global_if(bool inside, const void *p) {
+    return inside ? *(const uint32_t *)p : 0;
+}
+
 __device__ __forceinline__ uint4 load_global4_if(bool inside, const void *p) {
     return inside ? load_global4(p) : make_uint4(0, 0, 0, 0);
 }
@@ -79,6 +83,10 @@ __device__ __forceinline__ bool barrier_try(uint32_t barrier, uint32_t parity) {
 
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     while (!barrier_try(barrier, parity)) {}
+}
+
+__device__ __forceinline__ void barrier_wait_warp(uint32_t barrier, uint32_t parity) {
+    barrier_wait(barrier, parity);
 }
 
 __device__ __forceinline__ void copy_weights(uint32_t to, const void *from, uint32_t bytes,
