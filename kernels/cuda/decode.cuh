@@ -98,6 +98,10 @@ struct table_reader {
     __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
         return *(const uint2 *)at(codes, byte, 0);
     }
+    // The lower half of each byte of `low`, the upper of `high`.
+    static __device__ __forceinline__ uint32_t join(uint32_t low, uint32_t high) {
+        return bit_select(0x0f0f0f0f, low, high);
+    }
 };
 
 // The same without an addition, for a table at the start of shared memory.
@@ -112,6 +116,9 @@ struct table_reader_fixed {
     }
     __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
         return load_table2(at(codes, byte));
+    }
+    static __device__ __forceinline__ uint32_t join(uint32_t low, uint32_t high) {
+        return (low & 0x0f0f0f0f) | (high & 0xf0f0f0f0);
     }
 };
 
@@ -129,9 +136,9 @@ __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int r
         }
     } else if (BITS == 3) {
         const uint32_t low = codes.word[run], high = codes.word[4 + run / 2];
-        // (x & 0x0f0f0f0f) | (y & 0xf0f0f0f0), one LOP3: the third bits come to bits 6 and 7 of each byte
-        const uint32_t even = (low & 0x0f0f0f0f) | (high << (run % 2 ? 6 : 4) & 0xf0f0f0f0);
-        const uint32_t odd = (low >> 4 & 0x0f0f0f0f) | (high << (run % 2 ? 2 : 0) & 0xf0f0f0f0);
+        // the third bits come to bits 6 and 7 of each byte
+        const uint32_t even = TABLE::join(low, high << (run % 2 ? 6 : 4));
+        const uint32_t odd = TABLE::join(low >> 4, high << (run % 2 ? 2 : 0));
 #pragma unroll
         for (int half = 0; half < 2; half++) { // rows g, rows g + 8
             a[half] = table.word(even, half * 2, 0);

@@ -218,6 +218,14 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_
     return d;
 }
 
+// The bits of a where mask has ones, else of b. Of the same in C with a constant mask the compilers make two
+// instructions.
+__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
+    return d;
+}
+
 // Four matrices of 8 × 8 16-bit elements from shared memory, in fragment order: lane 8i + r says where row r
 // of matrix i stands (16 bytes, aligned); lane 4g + t gets elements 2t and 2t + 1 of row g of each.
 __device__ __forceinline__ uint4 load_matrix4(uint32_t at) {

@@ -130,6 +130,10 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_
     return __byte_perm(a, b, selector);
 }
 
+__device__ __forceinline__ uint32_t bit_select(uint32_t mask, uint32_t a, uint32_t b) {
+    return (a & mask) | (b & ~mask);
+}
+
 namespace simt {
 
 struct matrix_row { // of eight 16-bit elements
