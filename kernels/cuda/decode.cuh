@@ -84,8 +84,28 @@ template <int BITS> struct block_codes {
     }
 };
 
+// The same at 3 bits for table_reader_both: eight lanes write a pair of weights to every row of both tables
+// whose other bits do not matter.
+__device__ __forceinline__ void table_build_both(uint8_t *table, const uint16_t (&entries)[2][16],
+                                                 int n_warps) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const uint32_t mine = entries[0][lane % 16];
+    for (int code = warp * 4 + lane / 8; code < 64; code += n_warps * 4) {
+        const int nibble = code & 15, third = code >> 4;
+        const uint32_t word = table_entry<3>(nibble | third << 6, mine).x;
+        uint8_t *const at = table + lane % 8 * 16;
+#pragma unroll
+        for (int other = 0; other < 4; other++) {
+            const uint4 words = make_uint4(word, word, word, word);
+            *(uint4 *)(at + (nibble | other << 4 | third << 6) * TABLE_ROW) = words;
+            *(uint4 *)(at + (nibble | third << 4 | other << 6) * TABLE_ROW + SECOND_TABLE) = words;
+        }
+    }
+}
+
 // Looks byte `byte` of codes up, by an address of one PRMT: byte 0 is the lane's offset, byte 1 the code.
 struct table_reader {
+    enum { both = false };
     const uint8_t *table;
     uint32_t lane_offset;
 
@@ -104,8 +124,15 @@ struct table_reader {
     }
 };
 
+// At 3 bits, with a second table for codes that have their third bits in bits 4 and 5 instead of 6 and 7: odd
+// runs, whose bits stand there when those of even runs are in place. Six shifts a block instead of ten.
+struct table_reader_both : table_reader {
+    enum { both = true };
+};
+
 // The same without an addition, for a table at the start of shared memory.
 struct table_reader_fixed {
+    enum { both = false };
     uint32_t lane_offset; // bytes 2 and 3: of the window
 
     __device__ __forceinline__ uint32_t at(uint32_t codes, int byte) const {
@@ -136,15 +163,16 @@ __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int r
         }
     } else if (BITS == 3) {
         const uint32_t low = codes.word[run], high = codes.word[4 + run / 2];
-        // the third bits come to bits 6 and 7 of each byte
-        const uint32_t even = TABLE::join(low, high << (run % 2 ? 6 : 4));
-        const uint32_t odd = TABLE::join(low >> 4, high << (run % 2 ? 2 : 0));
+        // the third bits come to bits 6 and 7 of each byte, those of odd runs to 4 and 5 for the second table
+        const int second = TABLE::both ? run % 2 : 0, more = TABLE::both ? 0 : run % 2 * 2;
+        const uint32_t even = TABLE::join(low, high << (4 + more));
+        const uint32_t odd = TABLE::join(low >> 4, high << more);
 #pragma unroll
         for (int half = 0; half < 2; half++) { // rows g, rows g + 8
-            a[half] = table.word(even, half * 2, 0);
-            a[half + 2] = table.word(odd, half * 2, 0);
-            a[half + 4] = table.word(even, half * 2 + 1, 0);
-            a[half + 6] = table.word(odd, half * 2 + 1, 0);
+            a[half] = table.word(even, half * 2, second);
+            a[half + 2] = table.word(odd, half * 2, second);
+            a[half + 4] = table.word(even, half * 2 + 1, second);
+            a[half + 6] = table.word(odd, half * 2 + 1, second);
         }
     } else {
         const uint32_t x = codes.word[run];

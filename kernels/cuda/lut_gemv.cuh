@@ -94,7 +94,7 @@ template <int BITS, int GROUP> struct lane_activations {
             for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
                 for (int run = i * SCALE_RUNS; run < (i + 1) * SCALE_RUNS; run++)
-                    multiply_run(unit.codes[k], b[k], run, table_reader{table, lane_offset}, d);
+                    multiply_run(unit.codes[k], b[k], run, table_reader_both{{table, lane_offset}}, d);
             const float2 scale = __half22float2(*(const __half2 *)&unit.scales[i]);
             sums[0] += scale.x * products(d, 0, i), sums[1] += scale.y * products(d, 1, i);
         }
@@ -102,7 +102,7 @@ template <int BITS, int GROUP> struct lane_activations {
 
     static __device__ __forceinline__ void multiply_run(const block_codes<BITS> &codes,
                                                         const uint32_t (&b)[8], int run,
-                                                        const table_reader &table, float (&d)[2][4]) {
+                                                        const table_reader_both &table, float (&d)[2][4]) {
 #pragma unroll
         for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
             uint32_t a[8];
@@ -248,7 +248,10 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
 
     if (p.releases) dependents_launch();
-    table_build<BITS>(smem, p.table, GEMV_WARPS);
+    if (BITS == 3)
+        table_build_both(smem, p.table, GEMV_WARPS);
+    else
+        table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 
     const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;
