@@ -16,7 +16,7 @@
 // Roofline on an H200, 16 × 128 weights at 4 bits, group 128: 1088 bytes arrive in 57 clocks of an SM. Shared
 // memory works 32 clocks for the table, 8 to read the codes and 8 to 17 while they are written: the tightest
 // resource. 109 instructions take 27 clocks of issue. At 3 and 2 bits bytes arrive in 42 and 29 clocks, and
-// shared memory (45 and 42 clocks) is the limit; 125 and 67 instructions take 31 and 17.
+// shared memory (45 and 42 clocks) is the limit; 113 and 67 instructions take 28 and 17.
 #ifndef FLUTE_CUDA_LUT_GEMV_CUH
 #define FLUTE_CUDA_LUT_GEMV_CUH
 
@@ -303,7 +303,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
                                      (__float_as_uint(sum[0]) | __float_as_uint(sum[1])) & p.always_zero);
                 if (++slot == p.stages) slot = 0, parity ^= 1;
             }
-            if (next >= 0) load_stage(next, s);
+            // From a shuffle: ptxas then computes no address for it before the branch.
+            if (next >= 0) load_stage(warp_uniform(next), s);
         }
     };
 
