@@ -1,15 +1,17 @@
 // Sampling in four launches, whatever the rows ask for:
 //
-//   prepare  logits with penalties, and the best token of each chunk
-//   weigh    how many tokens, of what weight, lie how far below the best: a histogram of each row
+//   prepare  logits with penalties, and the best token of what each block reads
+//   weigh    how many tokens, of what weight, lie how far below the best: a histogram of each row; where
+//            nothing is drawn, the best is the token
 //   gather   the histogram tells in which bins top-k and top-p cut; tokens before them are summed by chunk,
-//   those
-//            in them are listed
-//   choose   one block for each row: the cut inside the list, the chunk in which the draw falls, the token in
-//   it
+//            those in them are listed
+//   choose   one block for each row: the cut inside the list, the chunk in which the draw falls, the token
+//            in it
 //
-// A chunk is what one block of threads reads. Nothing is sorted, and every token is read three times, from L2
-// after the first. Weights are integers, so that the order in which atomics add them does not matter.
+// A block of threads reads chunks one after the other, as many as leave BLOCKS blocks: more would have to
+// take turns. Nothing is sorted. A greedy row is read once, by prepare, and what follows leaves it alone;
+// others are read three times, from L2 after the first, and are copied only if they have penalties. Weights
+// are integers, so that the order in which atomics add them does not matter.
 #include "kernels/cuda/sample.h"
 
 #include <cuda_runtime.h>
@@ -25,7 +27,9 @@ using u64 = unsigned long long; // what atomicAdd and the shuffles take
 
 enum {
     THREADS = 1024,
-    CHUNK_TOKENS = 4 * THREADS,
+    IDS = 4, // tokens of a thread in a chunk
+    CHUNK_TOKENS = IDS * THREADS,
+    BLOCKS = 256,      // two for each SM of a large GPU
     BINS = THREADS,    // one for each thread
     BINS_PER_NAT = 32, // the last bin ends at exp(−32), which is less than 2^−46
     HALF_BITS = 19,    // of a weight: the halves of a chunk's 4096 add up to less than 2^32
@@ -36,16 +40,17 @@ struct sample_job {
     const float *logits;
     int64_t stride;
     int n_vocab, n_chunks;
+    int n_blocks, block_chunks; // of a row; of a block, but for the last
     const cuda_sample_row *rows;
     const int32_t *histories;
     int32_t *tokens;
-    u64 *best;           // (n_rows, n_chunks) rank of the best token
+    u64 *best;           // (n_rows, n_blocks) rank of the best token
     u64 *stays;          // (n_rows, n_chunks) weight of the tokens that surely stay
     u64 *bin_weights;    // (n_rows, BINS)
     u64 *list;           // (n_rows, n_vocab) ranks of the tokens near a cut, in any order
     uint32_t *bin_sizes; // (n_rows, BINS)
     uint32_t *n_listed;  // (n_rows)
-    float *penalised;    // (n_rows, n_vocab)
+    float *penalised;    // (n_rows, n_vocab), of rows that have penalties and are drawn from
 };
 
 // ---- Ranks: the larger is the better token; logits in order, the lower id first among equals.
@@ -68,19 +73,27 @@ __device__ float rank_logit(u64 rank) {
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 
-// ---- What a block of threads does together. Every thread calls, every thread gets the result.
+// ---- What a block of threads does together. Every thread calls, every thread gets the result. Warps do the
+// same once for their lanes and once for all warps: a loop over these took every thread 160 instructions or
+// more.
 
-__device__ u64 block_max(u64 own) {
-    __shared__ u64 warps[WARP];
+static_assert(THREADS / WARP == WARP, "a lane for each warp");
+
+__device__ u64 lane_max(u64 own) {
     for (int step = 1; step < WARP; step *= 2) {
         const u64 other = __shfl_xor_sync(~0u, own, step);
         own = other > own ? other : own;
     }
+    return own;
+}
+
+__device__ u64 block_max(u64 own) {
+    __shared__ u64 warps[WARP];
+    own = lane_max(own);
     __syncthreads(); // the last call has been read
     if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = own;
     __syncthreads();
-    for (int i = 0; i < THREADS / WARP; i++) own = warps[i] > own ? warps[i] : own;
-    return own;
+    return lane_max(warps[threadIdx.x % WARP]);
 }
 
 // A number of tokens, and their weight.
@@ -102,23 +115,32 @@ struct running {
     tally before, own, all;
 };
 
+__device__ tally operator-(const tally &a, const tally &b) {
+    return {a.weight - b.weight, a.size - b.size};
+}
+
+__device__ tally of_lane(const tally &t, int lane) {
+    return {__shfl_sync(~0u, t.weight, lane), __shfl_sync(~0u, t.size, lane)};
+}
+
+// The sums of all lanes up to each.
+__device__ tally lane_sums(tally upto) {
+    for (int step = 1; step < WARP; step *= 2) {
+        const tally other = {__shfl_up_sync(~0u, upto.weight, step), __shfl_up_sync(~0u, upto.size, step)};
+        if ((int)threadIdx.x % WARP >= step) upto = upto + other;
+    }
+    return upto;
+}
+
 __device__ running block_scan(const tally &own) {
     __shared__ tally warps[WARP];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    tally upto = own;
-    for (int step = 1; step < WARP; step *= 2) {
-        const tally other = {__shfl_up_sync(~0u, upto.weight, step), __shfl_up_sync(~0u, upto.size, step)};
-        if (lane >= step) upto = upto + other;
-    }
+    const tally upto = lane_sums(own);
     __syncthreads();
     if (lane == WARP - 1) warps[warp] = upto;
     __syncthreads();
-    running sums = {{upto.weight - own.weight, upto.size - own.size}, own, {0, 0}};
-    for (int i = 0; i < THREADS / WARP; i++) {
-        if (i < warp) sums.before = sums.before + warps[i];
-        sums.all = sums.all + warps[i];
-    }
-    return sums;
+    const tally warps_upto = lane_sums(warps[lane]);
+    return {of_lane(warps_upto, warp) - warps[warp] + upto - own, own, of_lane(warps_upto, WARP - 1)};
 }
 
 // The thread at which the running sum reaches `need`, 1 to all of it.
@@ -159,15 +181,19 @@ struct weigher {
 // The best token of a row.
 __device__ u64 row_best(const sample_job &job, int row) {
     const int i = threadIdx.x;
-    return block_max(i < job.n_chunks ? job.best[(int64_t)row * job.n_chunks + i] : 0);
+    return block_max(i < job.n_blocks ? job.best[(int64_t)row * job.n_blocks + i] : 0);
 }
 
 __device__ bool has_answer(u64 best) {
     return best != RANK_NAN && isfinite(rank_logit(best));
 }
 
+__device__ bool is_greedy(const cuda_sample_row &args) {
+    return !(args.temperature > 0);
+}
+
 __device__ bool is_draw(const cuda_sample_row &args, u64 best) {
-    return args.temperature > 0 && has_answer(best);
+    return !is_greedy(args) && has_answer(best);
 }
 
 __device__ bool has_cut(const cuda_sample_row &args) {
@@ -261,12 +287,46 @@ __device__ u64 find_cut(const listed_bin &from, u64 need, bool by_weight, tally 
     }
 }
 
-// ---- The kernels
+// ---- The kernels. Rows were there before the kernel ahead began: which of them are greedy need not wait.
 
-// How often the tokens of this block's chunk occur in the history.
-__device__ void count_history(const sample_job &job, const cuda_sample_row &args, uint32_t *counts) {
+__device__ bool has_penalties(const cuda_sample_row &args) {
+    return args.n_history > 0 && ((args.repeat_penalty > 0 && args.repeat_penalty != 1) ||
+                                  args.presence_penalty != 0 || args.frequency_penalty != 0);
+}
+
+// What weigh and later kernels read.
+__device__ const float *row_logits(const sample_job &job, int64_t row, const cuda_sample_row &args) {
+    return has_penalties(args) ? job.penalised + row * job.n_vocab : job.logits + row * job.stride;
+}
+
+// The chunks of this block.
+struct chunk_run {
+    int first, end;
+
+    __device__ explicit chunk_run(const sample_job &job)
+        : first((int)blockIdx.x * job.block_chunks), end(min(first + job.block_chunks, job.n_chunks)) {}
+};
+
+// A thread's tokens of a chunk, THREADS apart.
+__device__ int token_id(int chunk, int k) {
+    return chunk * CHUNK_TOKENS + k * THREADS + threadIdx.x;
+}
+
+// −infinity, which counts for nothing, where there are no tokens. All loads come before the first use: each
+// is a trip to L2.
+__device__ void load_chunk(const sample_job &job, const float *logits, int chunk, float (&loaded)[IDS]) {
+#pragma unroll
+    for (int k = 0; k < IDS; k++) {
+        const int id = token_id(chunk, k);
+        loaded[k] = id < job.n_vocab ? logits[id] : -INFINITY;
+    }
+}
+
+// How often the tokens of a chunk occur in the history. A thread empties what it alone reads.
+__device__ void count_history(const sample_job &job, const cuda_sample_row &args, int chunk,
+                              uint32_t *counts) {
     const int32_t *history = job.histories + args.history_at;
-    const uint32_t first = blockIdx.x * CHUNK_TOKENS;
+    const uint32_t first = chunk * CHUNK_TOKENS;
     for (int i = threadIdx.x; i < CHUNK_TOKENS; i += THREADS) counts[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < args.n_history; i += THREADS) {
@@ -283,83 +343,116 @@ __device__ float penalise(const cuda_sample_row &args, float logit, uint32_t cou
     return logit - args.presence_penalty - __fmul_rn((float)count, args.frequency_penalty);
 }
 
-__global__ void __launch_bounds__(THREADS) prepare(const sample_job job) {
+__device__ void penalise_chunk(const sample_job &job, int64_t row, const cuda_sample_row &args, int chunk,
+                               uint32_t *counts, float (&logits)[IDS]) {
+    count_history(job, args, chunk, counts);
+    for (int k = 0; k < IDS; k++) {
+        const int id = token_id(chunk, k);
+        const uint32_t count = counts[k * THREADS + threadIdx.x];
+        if (count > 0) logits[k] = penalise(args, logits[k], count);
+        if (!is_greedy(args) && id < job.n_vocab) job.penalised[row * job.n_vocab + id] = logits[k];
+    }
+}
+
+__global__ void __launch_bounds__(THREADS, 2) prepare(const sample_job job) {
     __shared__ uint32_t counts[CHUNK_TOKENS];
     dependents_launch();
-    dependency_wait();
     const int64_t row = blockIdx.y;
     const cuda_sample_row args = job.rows[row];
-    const bool penalties = args.n_history > 0 && ((args.repeat_penalty > 0 && args.repeat_penalty != 1) ||
-                                                  args.presence_penalty != 0 || args.frequency_penalty != 0);
-    if (penalties) count_history(job, args, counts);
+    const bool penalties = has_penalties(args);
+    const chunk_run chunks(job);
     u64 best = 0;
-    for (int i = threadIdx.x; i < CHUNK_TOKENS; i += THREADS) {
-        const int id = blockIdx.x * CHUNK_TOKENS + i;
-        if (id >= job.n_vocab) break;
-        float logit = job.logits[row * job.stride + id];
-        if (penalties && counts[i] > 0) logit = penalise(args, logit, counts[i]);
-        job.penalised[row * job.n_vocab + id] = logit;
-        const u64 rank = rank_of(logit, id);
-        best = rank > best ? rank : best;
+    dependency_wait();
+    for (int chunk = chunks.first; chunk < chunks.end; chunk++) {
+        float logits[IDS];
+        load_chunk(job, job.logits + row * job.stride, chunk, logits);
+        if (penalties) penalise_chunk(job, row, args, chunk, counts, logits);
+#pragma unroll
+        for (int k = 0; k < IDS; k++) {
+            const u64 rank = rank_of(logits[k], token_id(chunk, k));
+            best = rank > best ? rank : best;
+        }
     }
     best = block_max(best);
-    if (threadIdx.x == 0) job.best[row * job.n_chunks + blockIdx.x] = best;
-    if (blockIdx.x > 0) return;
+    if (threadIdx.x == 0) job.best[row * job.n_blocks + blockIdx.x] = best;
+    if (blockIdx.x > 0 || is_greedy(args)) return;
     job.bin_weights[row * BINS + threadIdx.x] = 0;
     job.bin_sizes[row * BINS + threadIdx.x] = 0;
     if (threadIdx.x == 0) job.n_listed[row] = 0;
 }
 
-__global__ void __launch_bounds__(THREADS) weigh(const sample_job job) {
+__global__ void __launch_bounds__(THREADS, 2) weigh(const sample_job job) {
     // Shared memory adds words of 32 bits by itself; for longer ones threads would have to take turns.
     __shared__ uint32_t low[BINS], high[BINS], sizes[BINS];
     const int bin = threadIdx.x;
     dependents_launch();
+    const int64_t row = blockIdx.y;
+    const cuda_sample_row args = job.rows[row];
     low[bin] = high[bin] = sizes[bin] = 0;
     dependency_wait();
-    const int64_t row = blockIdx.y;
-    const cuda_sample_row args = job.rows[row];
+    if (is_greedy(args) && blockIdx.x > 0) return;
     const u64 best = row_best(job, row);
-    if (!is_draw(args, best) || !has_cut(args)) return;
-    const weigher weigh = {rank_logit(best), args.temperature};
-    for (int i = threadIdx.x; i < CHUNK_TOKENS; i += THREADS) {
-        const int id = blockIdx.x * CHUNK_TOKENS + i;
-        if (id >= job.n_vocab) break;
-        const token_weight token = weigh(job.penalised[row * job.n_vocab + id]);
-        if (token.bin == BINS) continue;
-        atomicAdd(&low[token.bin], (uint32_t)token.rounded & ((1u << HALF_BITS) - 1));
-        atomicAdd(&high[token.bin], (uint32_t)(token.rounded >> HALF_BITS));
-        atomicAdd(&sizes[token.bin], 1u);
+    if (!is_draw(args, best)) {
+        if (blockIdx.x == 0 && threadIdx.x == 0) job.tokens[row] = has_answer(best) ? rank_id(best) : -1;
+        return;
     }
-    __syncthreads();
-    if (sizes[bin] == 0) return;
-    atomicAdd(&job.bin_weights[row * BINS + bin], ((u64)high[bin] << HALF_BITS) + low[bin]);
-    atomicAdd(&job.bin_sizes[row * BINS + bin], sizes[bin]);
+    if (!has_cut(args)) return;
+    const weigher weigh = {rank_logit(best), args.temperature};
+    const chunk_run chunks(job);
+    tally own = {0, 0}; // of this thread's bin
+    for (int chunk = chunks.first; chunk < chunks.end; chunk++) {
+        float logits[IDS];
+        load_chunk(job, row_logits(job, row, args), chunk, logits);
+        for (int k = 0; k < IDS; k++) {
+            const token_weight token = weigh(logits[k]);
+            if (token.bin == BINS) continue;
+            atomicAdd(&low[token.bin], (uint32_t)token.rounded & ((1u << HALF_BITS) - 1));
+            atomicAdd(&high[token.bin], (uint32_t)(token.rounded >> HALF_BITS));
+            atomicAdd(&sizes[token.bin], 1u);
+        }
+        __syncthreads();
+        own = own + tally{((u64)high[bin] << HALF_BITS) + low[bin], sizes[bin]};
+        low[bin] = high[bin] = sizes[bin] = 0;
+        __syncthreads();
+    }
+    if (own.size == 0) return;
+    atomicAdd(&job.bin_weights[row * BINS + bin], own.weight);
+    atomicAdd(&job.bin_sizes[row * BINS + bin], (uint32_t)own.size);
 }
 
-__global__ void __launch_bounds__(THREADS) gather(const sample_job job) {
+// The weight of the chunk's tokens ahead of every cut; those near one are listed.
+__device__ u64 gather_chunk(const sample_job &job, int64_t row, const cuda_sample_row &args, int chunk,
+                            const weigher &weigh, const cut_bins &cut) {
+    float logits[IDS];
+    tally stays = {0, 0};
+    load_chunk(job, row_logits(job, row, args), chunk, logits);
+    for (int k = 0; k < IDS; k++) {
+        const token_weight token = weigh(logits[k]);
+        if (token.bin < cut.first) {
+            if (token.weight >= least_weight(args)) stays.weight += token.rounded;
+        } else if (token.bin <= cut.last || token.bin == cut.top_k.at) {
+            job.list[row * job.n_vocab + atomicAdd(&job.n_listed[row], 1u)] =
+                rank_of(logits[k], token_id(chunk, k));
+        }
+    }
+    return block_scan(stays).all.weight;
+}
+
+__global__ void __launch_bounds__(THREADS, 1) gather(const sample_job job) {
     dependents_launch();
-    dependency_wait();
     const int64_t row = blockIdx.y;
     const cuda_sample_row args = job.rows[row];
+    dependency_wait();
+    if (is_greedy(args)) return;
     const u64 best = row_best(job, row);
     if (!is_draw(args, best)) return;
     const weigher weigh = {rank_logit(best), args.temperature};
     const cut_bins cut = find_cut_bins(args, row_bins(job, row));
-    tally stays = {0, 0};
-    for (int i = threadIdx.x; i < CHUNK_TOKENS; i += THREADS) {
-        const int id = blockIdx.x * CHUNK_TOKENS + i;
-        if (id >= job.n_vocab) break;
-        const float logit = job.penalised[row * job.n_vocab + id];
-        const token_weight token = weigh(logit);
-        if (token.bin < cut.first) {
-            if (token.weight >= least_weight(args)) stays.weight += token.rounded;
-        } else if (token.bin <= cut.last || token.bin == cut.top_k.at) {
-            job.list[row * job.n_vocab + atomicAdd(&job.n_listed[row], 1u)] = rank_of(logit, id);
-        }
+    const chunk_run chunks(job);
+    for (int chunk = chunks.first; chunk < chunks.end; chunk++) {
+        const u64 weight = gather_chunk(job, row, args, chunk, weigh, cut);
+        if (threadIdx.x == 0) job.stays[row * job.n_chunks + chunk] = weight;
     }
-    const running chunk = block_scan(stays);
-    if (threadIdx.x == 0) job.stays[row * job.n_chunks + blockIdx.x] = chunk.all.weight;
 }
 
 // The rank of the last token that top-k and top-p keep; 0 if they keep all.
@@ -397,15 +490,14 @@ struct kept {
 };
 
 // Which token of a chunk the draw hits that goes `need` into its weight: the ids of a thread are adjacent.
-__device__ void draw_in_chunk(const sample_job &job, int64_t row, int chunk, const kept &weight, u64 need) {
-    enum { IDS = CHUNK_TOKENS / THREADS };
+__device__ void draw_in_chunk(const sample_job &job, int64_t row, const float *logits, int chunk,
+                              const kept &weight, u64 need) {
     const int first = chunk * CHUNK_TOKENS + threadIdx.x * IDS;
     u64 weights[IDS];
     tally own = {0, 0};
     for (int i = 0; i < IDS; i++) {
         weights[i] = 0;
-        if (first + i < job.n_vocab)
-            weights[i] = weight(rank_of(job.penalised[row * job.n_vocab + first + i], first + i));
+        if (first + i < job.n_vocab) weights[i] = weight(rank_of(logits[first + i], first + i));
         own.weight += weights[i];
     }
     const place hit = block_find(block_scan(own), need, true);
@@ -422,14 +514,12 @@ __device__ void draw_in_chunk(const sample_job &job, int64_t row, int chunk, con
 __global__ void __launch_bounds__(THREADS) choose(const sample_job job) {
     __shared__ u64 chunks[MAX_CHUNKS];
     dependents_launch();
-    dependency_wait();
     const int64_t row = blockIdx.x;
     const cuda_sample_row args = job.rows[row];
+    dependency_wait();
+    if (is_greedy(args)) return;
     const u64 best = row_best(job, row);
-    if (!is_draw(args, best)) {
-        if (threadIdx.x == 0) job.tokens[row] = has_answer(best) ? rank_id(best) : -1;
-        return;
-    }
+    if (!is_draw(args, best)) return;
     const weigher weigh = {rank_logit(best), args.temperature};
     const int n_listed = job.n_listed[row];
     const kept weight = {row_cut(job, row, args, weigh, n_listed), least_weight(args), weigh};
@@ -446,13 +536,22 @@ __global__ void __launch_bounds__(THREADS) choose(const sample_job job) {
     const u64 target = (u64)(args.uniform * (double)sums.all.weight);
     const u64 need = target < sums.all.weight ? target + 1 : target; // the product may have been rounded up
     const place chunk = block_find(sums, need, true);
-    draw_in_chunk(job, row, chunk.at, weight, need - chunk.before.weight);
+    draw_in_chunk(job, row, row_logits(job, row, args), chunk.at, weight, need - chunk.before.weight);
 }
 
 // ---- Launch
 
-int count_chunks(int n_vocab) {
-    return (n_vocab + CHUNK_TOKENS - 1) / CHUNK_TOKENS;
+int divide_up(int n, int by) {
+    return (n + by - 1) / by;
+}
+
+sample_job describe_job(int n_rows, int n_vocab) {
+    sample_job job = {};
+    job.n_vocab = n_vocab, job.n_chunks = divide_up(n_vocab, CHUNK_TOKENS);
+    const int most = BLOCKS / n_rows; // blocks of a row
+    job.block_chunks = most > 0 ? divide_up(job.n_chunks, most) : job.n_chunks;
+    job.n_blocks = divide_up(job.n_chunks, job.block_chunks);
+    return job;
 }
 
 // Divides the scratch memory, wide words first; returns its size.
@@ -463,7 +562,7 @@ size_t divide_scratch(sample_job *job, void *scratch, int n_rows) {
         *array = (decltype(*array))at;
         at += rows * n * sizeof **array;
     };
-    take(&job->best, chunks);
+    take(&job->best, chunks); // at least n_blocks
     take(&job->stays, chunks);
     take(&job->bin_weights, BINS);
     take(&job->list, vocab);
@@ -476,8 +575,7 @@ size_t divide_scratch(sample_job *job, void *scratch, int n_rows) {
 } // namespace
 
 size_t cuda_sample_scratch_bytes(int n_rows, int n_vocab) {
-    sample_job job = {};
-    job.n_vocab = n_vocab, job.n_chunks = count_chunks(n_vocab);
+    sample_job job = describe_job(n_rows, n_vocab);
     return divide_scratch(&job, NULL, n_rows);
 }
 
@@ -487,15 +585,15 @@ int cuda_sample(const float *logits, int64_t stride, int n_vocab, int n_rows, co
     if (n_rows < 1 || n_vocab < 1 || n_vocab > MAX_CHUNKS * CHUNK_TOKENS || stride < n_vocab)
         return fail(err, FLUTE_EINVAL, "cuda_sample: %d rows of %d logits, %lld apart, are not possible",
                     n_rows, n_vocab, (long long)stride);
-    sample_job job = {};
-    job.logits = logits, job.stride = stride, job.n_vocab = n_vocab, job.n_chunks = count_chunks(n_vocab);
+    sample_job job = describe_job(n_rows, n_vocab);
+    job.logits = logits, job.stride = stride;
     job.rows = rows, job.histories = histories, job.tokens = tokens;
     divide_scratch(&job, scratch, n_rows);
 
-    const dim3 chunks((unsigned)job.n_chunks, (unsigned)n_rows);
-    cudaError_t code = cuda_launch(prepare, chunks, THREADS, 0, stream, overlap, job);
-    if (code == cudaSuccess) code = cuda_launch(weigh, chunks, THREADS, 0, stream, overlap, job);
-    if (code == cudaSuccess) code = cuda_launch(gather, chunks, THREADS, 0, stream, overlap, job);
+    const dim3 blocks((unsigned)job.n_blocks, (unsigned)n_rows);
+    cudaError_t code = cuda_launch(prepare, blocks, THREADS, 0, stream, overlap, job);
+    if (code == cudaSuccess) code = cuda_launch(weigh, blocks, THREADS, 0, stream, overlap, job);
+    if (code == cudaSuccess) code = cuda_launch(gather, blocks, THREADS, 0, stream, overlap, job);
     if (code == cudaSuccess)
         code = cuda_launch(choose, dim3((unsigned)n_rows), THREADS, 0, stream, overlap, job);
     if (code == cudaSuccess) return FLUTE_OK;

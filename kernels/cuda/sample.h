@@ -32,7 +32,8 @@ size_t cuda_sample_scratch_bytes(int n_rows, int n_vocab);
 //
 //   logits: (n_rows, stride) floats, the first n_vocab of each row count; not modified
 //   tokens: (n_rows); −1 where a logit is NaN or +infinity, or all are −infinity
-//   overlap: start while the kernel ahead still runs (programmatic dependent launch)
+//   overlap: start while the kernel ahead still runs (programmatic dependent launch); rows must have been
+//            there before it began
 //
 // The distribution is that of sample_token, and so are the draws, except that weights are rounded to
 // multiples of 2^−38 of the best token's: sums are then exact, and the same input gives the same tokens.

@@ -15,7 +15,7 @@
 #include "kernels/sample.h"
 #include "tests/kernels/cuda_check.h"
 
-enum { MAX_ROWS = 5, MAX_HISTORY = 300, PADDING = 3, POISON = 0xff };
+enum { FEW_ROWS = 5, MANY_ROWS = 100, MAX_ROWS = MANY_ROWS, MAX_HISTORY = 300, PADDING = 3, POISON = 0xff };
 
 #define RANDOM_OF(list) ((list)[random_below((int)(sizeof(list) / sizeof *(list)))])
 
@@ -74,8 +74,8 @@ static void random_args(sample_args *args, int32_t *history, int n_vocab) {
 }
 
 // The logits are malloc'd.
-static void batch_random(batch *b, int n_vocab) {
-    *b = (batch){.n_rows = 1 + random_below(MAX_ROWS), .n_vocab = n_vocab, .stride = n_vocab + PADDING};
+static void batch_random(batch *b, int n_rows, int n_vocab) {
+    *b = (batch){.n_rows = n_rows, .n_vocab = n_vocab, .stride = n_vocab + PADDING};
     const size_t size = (size_t)(b->n_rows * b->stride) * sizeof *b->logits;
     b->logits = host_memory(size);
     memset(b->logits, POISON, size); // NaN between the rows
@@ -257,13 +257,14 @@ static bool batch_check(const batch *b, const int32_t *tokens, void *scratch, in
     return good;
 }
 
-static bool check_vocabulary(int n_vocab, int n_batches) {
+// n_rows: of a batch; 0: a few.
+static bool check_vocabulary(int n_rows, int n_vocab, int n_batches) {
     void *scratch = host_memory(sample_scratch_bytes(n_vocab));
     int n_near = 0, n_all = 0;
     bool good = true;
     for (int i = 0; i < n_batches; i++) {
         batch b;
-        batch_random(&b, n_vocab);
+        batch_random(&b, n_rows ? n_rows : 1 + random_below(FEW_ROWS), n_vocab);
         int32_t tokens[MAX_ROWS], again[MAX_ROWS];
         batch_run(&b, i % 2, tokens);
         good = batch_check(&b, tokens, scratch, &n_near) && good;
@@ -292,7 +293,7 @@ static bool check_replay(int n_vocab, int n_replays) {
     cudaGraphExec_t replay;
     int n_near = 0;
     bool good = true;
-    batch_random(&b, n_vocab);
+    batch_random(&b, FEW_ROWS, n_vocab);
     device_batch d = device_create(&b);
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
@@ -367,13 +368,16 @@ int main(int argc, char **argv) {
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
     const int n_batches = argc > 2 ? atoi(argv[2]) : 60;
     random_state = seed * 2 + 1;
-    printf("1..%d\n# seed %llu\n", N + 3, (unsigned long long)seed);
+    printf("1..%d\n# seed %llu\n", N + 4, (unsigned long long)seed);
     for (int i = 0; i < N; i++) {
         const int n = vocabularies[i] < 10000 ? 10 * n_batches : n_batches;
-        failed += report(i + 1, check_vocabulary(vocabularies[i], n), "vocabulary of", vocabularies[i]);
+        failed += report(i + 1, check_vocabulary(0, vocabularies[i], n), "vocabulary of", vocabularies[i]);
     }
-    failed += report(N + 1, check_replay(5000, 2 * n_batches), "replays of a graph:", 2 * n_batches);
-    failed += report(N + 2, check_not_finite(), "logits that are not finite, rows:", 5);
-    failed += report(N + 3, check_refusals(), "refusals:", 4);
+    // Five chunks of tokens: a block of threads takes three of them, another the other two.
+    failed += report(N + 1, check_vocabulary(MANY_ROWS, 20000, (n_batches + 9) / 10),
+                     "vocabulary of 20000, rows:", MANY_ROWS);
+    failed += report(N + 2, check_replay(5000, 2 * n_batches), "replays of a graph:", 2 * n_batches);
+    failed += report(N + 3, check_not_finite(), "logits that are not finite, rows:", 5);
+    failed += report(N + 4, check_refusals(), "refusals:", 4);
     return failed > 0;
 }
