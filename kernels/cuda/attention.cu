@@ -26,15 +26,6 @@ static const attention_kernels kernels[] = {
     KERNELS(256, FEW_WARPS, FEW_STAGES, false)};
 #undef KERNELS
 
-// Two neighbouring keys in different halves of the 32 banks: a stride of 64 bytes modulo 128.
-static int key_stride(int head_dim) {
-    return (head_dim * 2 + 63) / 128 * 128 + 64;
-}
-
-static int stage_bytes(int head_dim) {
-    return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
-}
-
 // Parts lie where the stages were, but in a cluster: other blocks leave theirs at any time. n_rows: query
 // heads of a block.
 static int decode_shared(const attention_kernels *k, int head_dim, int n_rows, int cluster) {
@@ -125,7 +116,6 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.softcap = args->softcap;
     p.n_queries = rows->n_heads / rows->n_kv_heads;
     const attention_kernels *k = kernels_for(rows->head_dim, args->shared);
-    p.key_stride = key_stride(rows->head_dim), p.stage_bytes = stage_bytes(rows->head_dim);
     if (args->runs) {
         p.runs = args->runs, p.q = args->q;
         return cuda_launch(is_exact(k, rows) ? k->exact_prefill : k->prefill,

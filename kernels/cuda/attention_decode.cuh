@@ -244,8 +244,8 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
     // Shared memory: queries (16, D), zero where there are none; the new key and value; a key tile for each
     // warp; the barrier that counts what is left here; parts of rows.
     uint16_t *q_rows = (uint16_t *)smem, *new_key = q_rows + TILE_ROWS * D, *new_value = new_key + D;
-    uint8_t *stages = smem + (TILE_ROWS + 2) * D * 2, *stage = stages + warp * p.stage_bytes;
-    uint8_t *left_barrier = stages + N_WARPS * p.stage_bytes;
+    uint8_t *stages = smem + (TILE_ROWS + 2) * D * 2, *stage = stages + warp * stage_bytes(head_dim);
+    uint8_t *left_barrier = stages + N_WARPS * stage_bytes(head_dim);
     const bool clustered = HAS_CLUSTERS && p.cluster_shift > 0;
     float *parts = (float *)(clustered ? left_barrier + 16 : stages);
     const uint32_t left = shared_address(left_barrier);
@@ -258,11 +258,14 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
         }
         cluster_arrive();
     }
-    const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * p.key_stride;
+    const int stride = key_stride(head_dim);
+    const uint32_t keys_at = shared_address(stage), values_at = keys_at + KV_TILE * stride;
     int tile = tiles.begin + warp;
-    if (tile < tiles.end) copy_keys(kv, tile, keys_at, p.key_stride, lane, WARP);
+    // The new token is not in the cache yet.
+    const auto n_cached = [&](int of) { return position - kv.first_token(of); };
+    if (tile < tiles.end) copy_keys<WARP>(kv, kv.keys(tile), n_cached(tile), keys_at, lane);
     copies_commit();
-    if (tile < tiles.end) copy_values(kv, tile, values_at, lane, WARP);
+    if (tile < tiles.end) copy_values<WARP>(kv, kv.values(tile), n_cached(tile), values_at, lane);
     copies_commit();
     rotation.turn(position);
     for (int i = threadIdx.x; i < TILE_ROWS * (D / 8); i += N_THREADS) ((uint4 *)q_rows)[i] = zero4();
@@ -290,28 +293,28 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
         __syncwarp();
         if (tile == last_tile) { // it was copied without the new token
             for (int d = lane; d < head_dim; d += WARP)
-                *(uint16_t *)(stage + slot * p.key_stride + d * 2) = new_key[d];
+                *(uint16_t *)(stage + slot * stride + d * 2) = new_key[d];
             __syncwarp();
         }
         float s[4][4];
         score_tile<D>(
-            keys_at, p.key_stride, head_dim,
+            keys_at, head_dim,
             [&](int u, int half) { return ((const uint4 *)q_rows)[(g + half * 8) * (D / 8) + u * 4 + t]; },
             s);
         __syncwarp();
-        if (next < tiles.end) copy_keys(kv, next, keys_at, p.key_stride, lane, WARP);
+        if (next < tiles.end) copy_keys<WARP>(kv, kv.keys(next), n_cached(next), keys_at, lane);
         copies_commit();
         rows.soften(s, p.softcap, [&](int, int i) { return token + i >= tiles.first && token + i < end; });
         copies_wait<1>();
         __syncwarp();
         if (tile == last_tile) {
-            uint16_t *values = (uint16_t *)(stage + KV_TILE * p.key_stride) + slot;
+            uint16_t *values = (uint16_t *)(stage + KV_TILE * stride) + slot;
             for (int d = lane; d < head_dim; d += WARP) values[d * KV_TILE] = new_value[d];
             __syncwarp();
         }
         weigh_tile<D>(values_at, head_dim, s, rows);
         __syncwarp();
-        if (next < tiles.end) copy_values(kv, next, values_at, lane, WARP);
+        if (next < tiles.end) copy_values<WARP>(kv, kv.values(next), n_cached(next), values_at, lane);
         copies_commit();
     }
     rows.finish_sums();

@@ -47,13 +47,14 @@ static __global__ void __launch_bounds__(THREADS, 2)
     const int begin = kv.tile_of(oldest), n_tiles = kv.tile_of(last_position) + 1 - begin;
     const uint32_t ring = shared_address(smem);
     auto copy_tile = [&](int tile, uint32_t stage) {
-        copy_keys(kv, tile, stage, p.key_stride, threadIdx.x, THREADS);
-        copy_values(kv, tile, stage + KV_TILE * p.key_stride, threadIdx.x, THREADS);
+        copy_keys<THREADS>(kv, kv.keys(tile), KV_TILE, stage, threadIdx.x);
+        copy_values<THREADS>(kv, kv.values(tile), KV_TILE, stage + KV_TILE * key_stride(head_dim),
+                             threadIdx.x);
     };
     row_tile<D> rows;
     rows.clear();
     for (int n = 0; n < N_STAGES - 1; n++) {
-        if (n < n_tiles) copy_tile(begin + n, ring + n * p.stage_bytes);
+        if (n < n_tiles) copy_tile(begin + n, ring + n * stage_bytes(head_dim));
         copies_commit();
     }
     for (int n = 0; n < n_tiles; n++) {
@@ -61,17 +62,17 @@ static __global__ void __launch_bounds__(THREADS, 2)
         __syncthreads(); // everyone's copies are there, and everyone is done with the stage that is filled
                          // next
         const int next = n + N_STAGES - 1;
-        if (next < n_tiles) copy_tile(begin + next, ring + next % N_STAGES * p.stage_bytes);
+        if (next < n_tiles) copy_tile(begin + next, ring + next % N_STAGES * stage_bytes(head_dim));
         copies_commit();
         const int tile = begin + n, token = kv.first_token(tile), block_end = kv.end_token(tile);
-        const uint32_t stage = ring + n % N_STAGES * p.stage_bytes;
+        const uint32_t stage = ring + n % N_STAGES * stage_bytes(head_dim);
         float s[4][4];
         score_tile<D>(
-            stage, p.key_stride, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
+            stage, head_dim, [&](int u, int half) { return q_rows[half][u]; }, s);
         rows.soften(s, p.softcap, [&](int half, int i) {
             return token + i >= first[half] && token + i < min(end[half], block_end);
         });
-        weigh_tile<D>(stage + KV_TILE * p.key_stride, head_dim, s, rows);
+        weigh_tile<D>(stage + KV_TILE * key_stride(head_dim), head_dim, s, rows);
     }
     rows.finish_sums();
 #pragma unroll

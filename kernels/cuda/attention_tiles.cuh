@@ -36,12 +36,11 @@ struct attention_params {
     int window, n_queries; // query heads of a KV head
     float softcap;
     const attention_run *runs;
-    int n_splits;                // decode: splits of the context, a multiple of those of a cluster
-    int cluster_shift;           // a cluster: 1 << cluster_shift
-    int head_groups;             // pieces of 16 query heads
-    float *partials;             // (row, KV head, head group, cluster, 16) parts
-    uint32_t *counters;          // (row, KV head, head group) blocks that have finished
-    int key_stride, stage_bytes; // bytes from key to key, and of a stage in shared memory
+    int n_splits;       // decode: splits of the context, a multiple of those of a cluster
+    int cluster_shift;  // a cluster: 1 << cluster_shift
+    int head_groups;    // pieces of 16 query heads
+    float *partials;    // (row, KV head, head group, cluster, 16) parts
+    uint32_t *counters; // (row, KV head, head group) blocks that have finished
 };
 
 // The word of two channels of a row of `out`; column: of all heads.
@@ -185,28 +184,47 @@ __device__ __forceinline__ uint4 zero4() {
 
 // ---- Key tiles in shared memory: keys (32, key_stride bytes), then values (head_dim, 64 bytes)
 
-// Queues the copies, by n_threads threads of which this is number `thread`.
-template <typename keys>
-__device__ __forceinline__ void copy_keys(const keys &kv, int tile, uint32_t to, int key_stride, int thread,
-                                          int n_threads) {
-    const int chunks = kv.head_dim() / 8;
-    const uint16_t *from = kv.keys(tile);
-    for (int i = thread; i < KV_TILE * chunks; i += n_threads)
-        copy_activations(to + i / chunks * key_stride + i % chunks * 16, from + i * 8, true);
+// Two neighbouring keys in different halves of the 32 banks: 64 bytes modulo 128.
+__host__ __device__ static constexpr int key_stride(int head_dim) {
+    return (head_dim * 2 + 63) / 128 * 128 + 64;
 }
 
-template <typename keys>
-__device__ __forceinline__ void copy_values(const keys &kv, int tile, uint32_t to, int thread,
-                                            int n_threads) {
-    const uint16_t *from = kv.values(tile);
-    for (int i = thread; i < kv.head_dim() * 4; i += n_threads)
-        copy_activations(to + i * 16, from + i / 4 * kv.tile_tokens() + i % 4 * 8, true);
+__host__ __device__ static constexpr int stage_bytes(int head_dim) {
+    return KV_TILE * key_stride(head_dim) + head_dim * KV_TILE * 2;
+}
+
+// These queue copies of a tile, by N_THREADS threads of which this is number `thread`: of its first n_tokens
+// tokens, and zeros in place of the others, which meet probabilities of zero. From trip to trip, a thread's
+// addresses are a constant apart.
+template <int N_THREADS, int D, bool EXACT>
+__device__ __forceinline__ void copy_keys(const keys_of<D, EXACT> &kv, const uint16_t *from, int n_tokens,
+                                          uint32_t to, int thread) {
+    enum { CHUNKS = D / 8, KEYS = N_THREADS / CHUNKS };
+    const int token = thread / CHUNKS, chunk = thread % CHUNKS, left = n_tokens - token,
+              stride = key_stride(kv.head_dim());
+    from = keep_in_register(from + token * kv.head_dim() + chunk * 8), to += token * stride + chunk * 16;
+    if (chunk * 8 >= kv.head_dim()) return;
+#pragma unroll
+    for (int first = 0; first < KV_TILE; first += KEYS)
+        copy_activations(to + first * stride, from + first * kv.head_dim(), first < left);
+}
+
+template <int N_THREADS, int D, bool EXACT>
+__device__ __forceinline__ void copy_values(const keys_of<D, EXACT> &kv, const uint16_t *from, int n_tokens,
+                                            uint32_t to, int thread) {
+    enum { CHUNKS = KV_TILE / 8, CHANNELS = N_THREADS / CHUNKS };
+    const int channel = thread / CHUNKS, token = thread % CHUNKS * 8;
+    from = keep_in_register(from + channel * kv.tile_tokens() + token), to += thread * 16;
+#pragma unroll
+    for (int first = 0; first < D; first += CHANNELS)
+        if (EXACT || first + channel < kv.head_dim())
+            copy_activations(to + first * CHUNKS * 16, from + first * kv.tile_tokens(), token < n_tokens);
 }
 
 // S = Q · Kᵀ; query(u, half) is what the lane has of run u of row g + 8 · half.
 template <int D, typename Query>
-__device__ __forceinline__ void score_tile(uint32_t keys_at, int key_stride, int head_dim, Query query,
-                                           float (&s)[4][4]) {
+__device__ __forceinline__ void score_tile(uint32_t keys_at, int head_dim, Query query, float (&s)[4][4]) {
+    const int stride = key_stride(head_dim);
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int q = 0; q < 4; q++) s[q][0] = s[q][1] = s[q][2] = s[q][3] = 0.0f;
@@ -218,7 +236,7 @@ __device__ __forceinline__ void score_tile(uint32_t keys_at, int key_stride, int
 #pragma unroll
         for (int q = 0; q < 4; q++) {
             const uint4 k =
-                inside ? load_shared4(keys_at + slot_of(q, g) * key_stride + u * 64 + t * 16) : zero4();
+                inside ? load_shared4(keys_at + slot_of(q, g) * stride + u * 64 + t * 16) : zero4();
             multiply_keys(s[q], q0, q8, k);
         }
     }

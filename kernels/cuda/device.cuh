@@ -268,6 +268,13 @@ __device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
     return __shfl_sync(~0u, v, 0);
 }
 
+// The same for an address in global memory, against what goes before ptxas: 16 copies a constant apart got 16
+// addresses of their own, worked out from the beginning.
+__device__ __forceinline__ const uint16_t *keep_in_register(const uint16_t *p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
+
 // ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
 
 // A B operand (tokens × k, k contiguous) in shared memory: rows of 128 bytes in groups of eight, 1024 bytes
