@@ -133,30 +133,34 @@ struct row_owners {
     __device__ __forceinline__ int first_part(int row) const { return (row >> shift) * n_parts; }
 };
 
+// What a lane has of a row: store(offset, …) of two floats of its part.
+template <int D, typename Store>
+__device__ __forceinline__ void leave_row(const row_tile<D> &rows, int half, int head_dim, Store store) {
+    const int t = threadIdx.x % 4;
+    if (t == 0) store(head_dim, make_float2(rows.max[half], rows.sum[half]));
+#pragma unroll
+    for (int j = 0; j < D / 8; j++)
+        if (j * 8 < head_dim) store(j * 8 + t * 2, make_float2(rows.o[j][half * 2], rows.o[j][half * 2 + 1]));
+}
+
 // Leaves what this warp has of each row with the owner of the row; parts_at: shared address of the parts;
 // left: the barrier, in a cluster, that counts their bytes.
 template <int D, int N_WARPS>
 __device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_owners &owners, bool clustered,
                                            uint32_t parts_at, uint32_t left, int head_dim, int n_rows) {
-    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    const int mine = owners.rank * N_WARPS + threadIdx.x / WARP;
+    const int g = threadIdx.x % WARP / 4, mine = owners.rank * N_WARPS + threadIdx.x / WARP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = g + half * 8, owner = owners.owner(row);
         if (row >= n_rows) continue;
         const uint32_t at = parts_at + (owners.first_part(row) + mine) * part_floats(head_dim) * 4;
-        const uint32_t to = clustered ? cluster_address(at, owner) : at;
-        const uint32_t counts = clustered ? cluster_address(left, owner) : 0;
-        auto store = [&](int offset, float x, float y) {
-            if (clustered)
-                store_cluster(to + offset * 4, make_float2(x, y), counts);
-            else
-                store_shared2(to + offset * 4, make_float2(x, y));
-        };
-        if (t == 0) store(head_dim, rows.max[half], rows.sum[half]);
-#pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            if (j * 8 < head_dim) store(j * 8 + t * 2, rows.o[j][half * 2], rows.o[j][half * 2 + 1]);
+        if (clustered) {
+            const uint32_t to = cluster_address(at, owner), counts = cluster_address(left, owner);
+            leave_row(rows, half, head_dim,
+                      [&](int offset, float2 v) { store_cluster(to + offset * 4, v, counts); });
+        } else {
+            leave_row(rows, half, head_dim, [&](int offset, float2 v) { store_shared2(at + offset * 4, v); });
+        }
     }
 }
 
