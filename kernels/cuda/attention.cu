@@ -11,31 +11,32 @@ typedef void (*attention_kernel)(attention_params);
 
 // Kernels for head sizes up to 64, 128 and 256, and those for exactly these. Heads of 256 want 145 KB for
 // four warps; compute capability 8.6 and 8.9 have 99 (and no exact kernels for these heads: they would
-// spill).
+// spill). Of a context that is not split, more warps keep more bytes under way: alone_decode.
 struct attention_kernels {
-    int head_dim, n_warps, n_stages; // of decode, of prefill
-    attention_kernel decode, prefill, exact_decode, exact_prefill;
+    int head_dim, n_warps, n_alone, n_stages; // warps of decode, of alone_decode; stages of prefill
+    attention_kernel decode, prefill, exact_decode, exact_prefill, alone_decode;
 };
-#define KERNELS(D, N_WARPS, N_STAGES, EXACT)                                                                 \
+#define KERNELS(D, N_WARPS, N_ALONE, N_STAGES, EXACT)                                                        \
     {                                                                                                        \
-        D, N_WARPS, N_STAGES, attend_decode<D, false, N_WARPS>, attend_prefill<D, false, N_STAGES>,          \
-            attend_decode<D, EXACT, N_WARPS>, attend_prefill<D, EXACT, N_STAGES>                             \
+        D, N_WARPS, N_ALONE, N_STAGES, attend_decode<D, false, N_WARPS>, attend_prefill<D, false, N_STAGES>, \
+            attend_decode<D, EXACT, N_WARPS>, attend_prefill<D, EXACT, N_STAGES>,                            \
+            attend_decode<D, EXACT, N_ALONE>                                                                 \
     }
 static const attention_kernels kernels[] = {
-    KERNELS(64, WARPS, STAGES, true), KERNELS(128, WARPS, STAGES, true), KERNELS(256, WARPS, STAGES, true),
-    KERNELS(256, FEW_WARPS, FEW_STAGES, false)};
+    KERNELS(64, WARPS, MANY_WARPS, STAGES, true), KERNELS(128, WARPS, MANY_WARPS, STAGES, true),
+    KERNELS(256, WARPS, WARPS, STAGES, true), KERNELS(256, FEW_WARPS, FEW_WARPS, FEW_STAGES, false)};
 #undef KERNELS
 
 // Parts lie where the stages were, but in a cluster: other blocks leave theirs at any time. n_rows: query
 // heads of a block.
-static int decode_shared(const attention_kernels *k, int head_dim, int n_rows, int cluster) {
+static int decode_shared(const attention_kernels *k, int n_warps, int head_dim, int n_rows, int cluster) {
     int parts = 0; // the most that any number of blocks of the cluster leaves with an owner
     for (int blocks = 1, owners = 1; blocks <= cluster && cluster > 1; blocks++) {
         if (owners * 2 <= blocks) owners *= 2;
-        const int left = (n_rows + owners - 1) / owners * blocks * k->n_warps;
+        const int left = (n_rows + owners - 1) / owners * blocks * n_warps;
         if (left > parts) parts = left;
     }
-    return (TILE_ROWS + 2) * k->head_dim * 2 + k->n_warps * stage_bytes(head_dim) + 16 +
+    return (TILE_ROWS + 2) * k->head_dim * 2 + n_warps * stage_bytes(head_dim) + 16 +
            parts * part_floats(head_dim) * (int)sizeof(float);
 }
 
@@ -44,7 +45,7 @@ static int prefill_shared(const attention_kernels *k, int head_dim) {
 }
 
 static bool fits(const attention_kernels *k, int shared) {
-    return decode_shared(k, k->head_dim, TILE_ROWS, 1) <= shared - OWN_SHARED &&
+    return decode_shared(k, k->n_warps, k->head_dim, TILE_ROWS, 1) <= shared &&
            prefill_shared(k, k->head_dim) <= shared;
 }
 
@@ -67,9 +68,10 @@ cudaError_t cuda_attention_open(int shared) {
     cudaError_t code = cudaSuccess;
     for (const attention_kernels &k : kernels) {
         if (!fits(&k, shared)) continue;
-        const int decode = shared - OWN_SHARED, prefill = prefill_shared(&k, k.head_dim);
+        const int decode = shared, prefill = prefill_shared(&k, k.head_dim);
         if (code == cudaSuccess) code = allow_shared(k.decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.exact_decode, decode);
+        if (code == cudaSuccess) code = allow_shared(k.alone_decode, decode);
         if (code == cudaSuccess) code = allow_shared(k.prefill, prefill);
         if (code == cudaSuccess) code = allow_shared(k.exact_prefill, prefill);
     }
@@ -93,9 +95,15 @@ static void plan_splits(const attention_args *args, const attention_kernels *k, 
     int cluster = 1;
     p->cluster_shift = 0;
     while (cluster * 2 <= p->n_splits && cluster * 2 <= args->most_cluster && cluster * 2 <= MAX_CLUSTER &&
-           decode_shared(k, head_dim, n_rows, cluster * 2) <= args->shared - OWN_SHARED)
+           decode_shared(k, k->n_warps, head_dim, n_rows, cluster * 2) <= args->shared)
         cluster *= 2, p->cluster_shift++;
     p->n_splits = p->n_splits / cluster * cluster;
+}
+
+// Whether an SM holds two blocks of alone_decode. A block costs 1 KB more than it asks for; `shared` leaves
+// that of one out.
+static bool two_fit(const attention_kernels *k, int n_rows, int shared) {
+    return 2 * (decode_shared(k, k->n_alone, k->head_dim, n_rows, 1) + 1024) <= shared + 1024;
 }
 
 size_t cuda_attention_counters_bytes(int n_rows, int n_heads, int n_kv_heads) {
@@ -130,7 +138,13 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    return cuda_launch_clusters(
-        is_exact(k, rows) ? k->exact_decode : k->decode, grid, 1 << p.cluster_shift, k->n_warps * WARP,
-        (size_t)decode_shared(k, rows->head_dim, n_rows, 1 << p.cluster_shift), stream, true, p);
+    const bool exact = is_exact(k, rows),
+               alone = exact && p.n_splits == 1 && two_fit(k, n_rows, args->shared);
+    const int n_warps = alone ? k->n_alone : k->n_warps, cluster = 1 << p.cluster_shift;
+    return cuda_launch_clusters(alone   ? k->alone_decode
+                                : exact ? k->exact_decode
+                                        : k->decode,
+                                grid, cluster, n_warps * WARP,
+                                (size_t)decode_shared(k, n_warps, rows->head_dim, n_rows, cluster), stream,
+                                true, p);
 }

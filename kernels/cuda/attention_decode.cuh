@@ -100,7 +100,7 @@ struct row_sum {
 // Whether all other splits have finished; the same answer in every thread. The counter is zero again
 // afterwards.
 __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
-    __shared__ bool last;
+    bool last = false;
     __syncthreads(); // all stores of the block, which the fence of one thread then makes visible
     if (threadIdx.x == 0) {
         __threadfence();
@@ -108,8 +108,7 @@ __device__ __forceinline__ bool last_of_splits(uint32_t *counter, uint32_t n) {
         if (last) *counter = 0;
         __threadfence();
     }
-    __syncthreads();
-    return last;
+    return __syncthreads_or(last);
 }
 
 // The blocks of a cluster that have keys, and which rows each adds up: the first ones, a power of two of

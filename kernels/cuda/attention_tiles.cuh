@@ -21,11 +21,11 @@
 #include "kernels/cuda/rotate.cuh"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * TILE_ROWS };
+enum { MANY_WARPS = 6 };                       // decode: two blocks on an SM of 228 KB, for heads of 128
 enum { FEW_WARPS = 2, FEW_STAGES = 2 };        // decode, prefill: where shared memory is small
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
 enum { MAX_CLUSTER = 8 };                      // every GPU with clusters allows as many blocks
 enum { STAGES = 3 };
-enum { OWN_SHARED = 1024 }; // static, up to where dynamic shared memory is aligned
 
 struct attention_params {
     cuda_rows rows;
