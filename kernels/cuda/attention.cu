@@ -138,7 +138,7 @@ cudaError_t cuda_attention(const attention_args *args, cudaStream_t stream) {
     p.counters = args->counters, p.partials = args->partials;
     const dim3 grid((unsigned)p.n_splits, (unsigned)(rows->n_kv_heads * p.head_groups),
                     (unsigned)rows->n_rows);
-    const bool exact = is_exact(k, rows),
+    const bool exact = is_exact(k, rows) && p.n_queries <= EXACT_ROWS,
                alone = exact && p.n_splits == 1 && two_fit(k, n_rows, args->shared);
     const int n_warps = alone ? k->n_alone : k->n_warps, cluster = 1 << p.cluster_shift;
     return cuda_launch_clusters(alone   ? k->alone_decode

@@ -133,8 +133,9 @@ struct row_owners {
 };
 
 // What a lane has of a row: store(offset, …) of two floats of its part.
-template <int D, typename Store>
-__device__ __forceinline__ void leave_row(const row_tile<D> &rows, int half, int head_dim, Store store) {
+template <int D, int HALVES, typename Store>
+__device__ __forceinline__ void leave_row(const row_tile<D, HALVES> &rows, int half, int head_dim,
+                                          Store store) {
     const int t = threadIdx.x % 4;
     if (t == 0) store(head_dim, make_float2(rows.max[half], rows.sum[half]));
 #pragma unroll
@@ -144,12 +145,13 @@ __device__ __forceinline__ void leave_row(const row_tile<D> &rows, int half, int
 
 // Leaves what this warp has of each row with the owner of the row; parts_at: shared address of the parts;
 // left: the barrier, in a cluster, that counts their bytes.
-template <int D, int N_WARPS>
-__device__ __forceinline__ void leave_rows(const row_tile<D> &rows, const row_owners &owners, bool clustered,
-                                           uint32_t parts_at, uint32_t left, int head_dim, int n_rows) {
+template <int N_WARPS, int D, int HALVES>
+__device__ __forceinline__ void leave_rows(const row_tile<D, HALVES> &rows, const row_owners &owners,
+                                           bool clustered, uint32_t parts_at, uint32_t left, int head_dim,
+                                           int n_rows) {
     const int g = threadIdx.x % WARP / 4, mine = owners.rank * N_WARPS + threadIdx.x / WARP;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < HALVES; half++) {
         const int row = g + half * 8, owner = owners.owner(row);
         if (row >= n_rows) continue;
         const uint32_t at = parts_at + (owners.first_part(row) + mine) * part_floats(head_dim) * 4;
@@ -218,10 +220,11 @@ __device__ __forceinline__ void rotate_heads(const rotate_params &p, int row, in
     }
 }
 
+// EXACT: as keys_of, and not more than EXACT_ROWS query heads of a KV head.
 template <int D, bool EXACT, int N_WARPS>
 static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
     attend_decode(const __grid_constant__ attention_params p) {
-    enum { N_THREADS = N_WARPS * WARP };
+    enum { N_THREADS = N_WARPS * WARP, HALVES = EXACT ? EXACT_ROWS / 8 : 2 };
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int row = blockIdx.z, kv_head = p.head_groups == 1 ? blockIdx.y : blockIdx.y / p.head_groups,
@@ -287,7 +290,7 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
             keys[d] = new_key[d], values[d * kv.tile_tokens()] = new_value[d];
     }
 
-    row_tile<D> rows;
+    row_tile<D, HALVES> rows;
     rows.clear();
     for (; tile < tiles.end; tile += N_WARPS) {
         const int next = tile + N_WARPS, token = kv.first_token(tile);
@@ -302,7 +305,10 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
         float s[4][4];
         score_tile<D>(
             keys_at, head_dim,
-            [&](int u, int half) { return ((const uint4 *)q_rows)[(g + half * 8) * (D / 8) + u * 4 + t]; },
+            [&](int u, int half) {
+                return half < HALVES ? ((const uint4 *)q_rows)[(g + half * 8) * (D / 8) + u * 4 + t]
+                                     : zero4();
+            },
             s);
         __syncwarp();
         if (next < tiles.end) copy_keys<WARP>(kv, kv.keys(next), n_cached(next), keys_at, lane);
@@ -315,7 +321,7 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
             for (int d = lane; d < head_dim; d += WARP) values[d * KV_TILE] = new_value[d];
             __syncwarp();
         }
-        weigh_tile<D>(values_at, head_dim, s, rows);
+        weigh_tile(values_at, head_dim, s, rows);
         __syncwarp();
         if (next < tiles.end) copy_values<WARP>(kv, kv.values(next), n_cached(next), values_at, lane);
         copies_commit();
@@ -327,7 +333,7 @@ static __global__ void __launch_bounds__(N_WARPS *WARP, 2)
         cluster_wait(); // the owners have begun
     else
         __syncthreads(); // the stages have been used
-    leave_rows<D, N_WARPS>(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
+    leave_rows<N_WARPS>(rows, owners, clustered, shared_address(parts), left, head_dim, n_rows);
     if (clustered)
         barrier_wait(left, 0);
     else

@@ -72,7 +72,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
         rows.soften(s, p.softcap, [&](int half, int i) {
             return token + i >= first[half] && token + i < min(end[half], block_end);
         });
-        weigh_tile<D>(stage + KV_TILE * key_stride(head_dim), head_dim, s, rows);
+        weigh_tile(stage + KV_TILE * key_stride(head_dim), head_dim, s, rows);
     }
     rows.finish_sums();
 #pragma unroll

@@ -24,6 +24,7 @@ enum { WARPS = 4, THREADS = WARPS * WARP, TILE_ROWS = 16, BLOCK_ROWS = WARPS * T
 enum { MANY_WARPS = 6 };                       // decode: two blocks on an SM of 228 KB, for heads of 128
 enum { FEW_WARPS = 2, FEW_STAGES = 2 };        // decode, prefill: where shared memory is small
 enum { MAX_SPLITS = 32, SPLIT_TILES = WARPS }; // a split has at least a tile for each warp
+enum { EXACT_ROWS = 8 };                       // decode: what models have, or less
 enum { MAX_CLUSTER = 8 };                      // every GPU with clusters allows as many blocks
 enum { STAGES = 3 };
 
@@ -103,32 +104,36 @@ __device__ __forceinline__ void cap_scores(float (&s)[4][4], float cap) {
             s[q][i] = cap * (1.0f - __fdividef(2.0f, 1.0f + __expf(fminf(s[q][i] * twice, 80.0f))));
 }
 
-// What a warp holds of 16 rows: lane 4g + t has rows g and g + 8.
-template <int D> struct row_tile {
+// What a warp holds of 16 rows: lane 4g + t has rows g and g + 8. HALVES: 1 where rows from 8 on are not
+// used. Probabilities of theirs are zero then, which saves a fifth of the instructions of a tile.
+template <int D, int HALVES = 2> struct row_tile {
     float o[D / 8][4]; // column tiles of eight channels: rows g (two channels), g + 8
-    float max[2], sum[2];
+    float max[HALVES], sum[HALVES];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int j = 0; j < D / 8; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        max[0] = max[1] = -INFINITY, sum[0] = sum[1] = 0.0f;
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) max[half] = -INFINITY, sum[half] = 0.0f;
     }
 
     // From scores to probabilities, in place; allowed(half, slot) says which tokens the row sees.
     template <typename Allowed>
     __device__ __forceinline__ void soften(float (&s)[4][4], float cap, Allowed allowed) {
         const int t = threadIdx.x % 4;
-        float next[2] = {max[0], max[1]}, reference[2];
+        float next[HALVES], reference[HALVES];
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) next[half] = max[half];
         if (cap != 0.0f) cap_scores(s, cap);
 #pragma unroll
         for (int q = 0; q < 4; q++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
+            for (int i = 0; i < HALVES * 2; i++) {
                 if (!allowed(i / 2, t * 8 + q * 2 + i % 2)) s[q][i] = -INFINITY;
                 next[i / 2] = fmaxf(next[i / 2], s[q][i]);
             }
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < HALVES; half++) {
             next[half] = fmaxf(next[half], __shfl_xor_sync(~0u, next[half], 1));
             next[half] = fmaxf(next[half], __shfl_xor_sync(~0u, next[half], 2));
             // As long as nothing was seen, exp() must not meet the difference of two infinities.
@@ -141,7 +146,7 @@ template <int D> struct row_tile {
 #pragma unroll
         for (int q = 0; q < 4; q++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
+            for (int i = 0; i < HALVES * 2; i++) {
                 s[q][i] = __expf(s[q][i] - reference[i / 2]);
                 sum[i / 2] += s[q][i];
             }
@@ -150,7 +155,7 @@ template <int D> struct row_tile {
     // Sums of a row lie in four lanes until the end.
     __device__ __forceinline__ void finish_sums() {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < HALVES; half++) {
             sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
             sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
         }
@@ -170,11 +175,12 @@ __device__ __forceinline__ void multiply_values(float (&o)[4], const uint32_t (&
     mma(o, p[4], p[5], p[6], p[7], v.z, v.w);
 }
 
+template <int HALVES>
 __device__ __forceinline__ void pack_probabilities(const float (&s)[4][4], uint32_t (&p)[8]) {
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         p[q * 2] = to_bf16x2(s[q][0], s[q][1]);
-        p[q * 2 + 1] = to_bf16x2(s[q][2], s[q][3]);
+        p[q * 2 + 1] = HALVES == 2 ? to_bf16x2(s[q][2], s[q][3]) : 0;
     }
 }
 
@@ -204,9 +210,11 @@ __device__ __forceinline__ void copy_keys(const keys_of<D, EXACT> &kv, const uin
               stride = key_stride(kv.head_dim());
     from = keep_in_register(from + token * kv.head_dim() + chunk * 8), to += token * stride + chunk * 16;
     if (chunk * 8 >= kv.head_dim()) return;
+        // A whole tile is known as such when the caller of a prompt is compiled: no comparisons.
 #pragma unroll
     for (int first = 0; first < KV_TILE; first += KEYS)
-        copy_activations(to + first * stride, from + first * kv.head_dim(), first < left);
+        copy_activations(to + first * stride, from + first * kv.head_dim(),
+                         n_tokens == KV_TILE || first < left);
 }
 
 template <int N_THREADS, int D, bool EXACT>
@@ -243,12 +251,12 @@ __device__ __forceinline__ void score_tile(uint32_t keys_at, int head_dim, Query
 }
 
 // O += P · V
-template <int D>
+template <int D, int HALVES>
 __device__ __forceinline__ void weigh_tile(uint32_t values_at, int head_dim, const float (&s)[4][4],
-                                           row_tile<D> &rows) {
+                                           row_tile<D, HALVES> &rows) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     uint32_t packed[8];
-    pack_probabilities(s, packed);
+    pack_probabilities<HALVES>(s, packed);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
         if (j * 8 >= head_dim) break;
