@@ -1,10 +1,10 @@
 // Attention of decode steps. What rotates queries and appends to the cache is done here, too, which saves a
-// kernel. A block for each row, KV head and split of the context; its warps take the key tiles in turn, each
-// through a tile of shared memory of its own. Up to eight splits are a cluster: every warp leaves its part of
-// a row, (O, max, sum), in the shared memory of the block of the cluster that owns the row, which adds the
-// parts up when all are there. Where a context is longer than a cluster takes at once, or there are no
-// clusters (before Hopper), the sums of clusters go through device memory to the last of them that finishes,
-// which adds them up in order.
+// kernel. A block for each row, KV head and split of the context; its four warps (six where nothing is split)
+// take the key tiles in turn, each through a tile of shared memory of its own. Up to eight splits are a
+// cluster: every warp leaves its part of a row, (O, max, sum), in the shared memory of the block of the
+// cluster that owns the row, which adds the parts up when all are there. Where a context is longer than a
+// cluster takes at once, or there are no clusters (before Hopper), the sums of clusters go through device
+// memory to the last of them that finishes, which adds them up in order.
 //
 // Roofline on an H200: decode reads 4·head_dim bytes a token and KV head, 18.6 bytes a clock of an SM; 64 mma
 // of 1 to 2 clocks for 16 KB (head_dim 128) leave the tensor cores nearly idle.
