@@ -5,8 +5,9 @@
 // plane and two bits of the 1-bit plane, and has two bits that do not matter. A table has 256 entries, one in
 // each row of 256 bytes, so that one PRMT makes the address out of the code byte and the lane's offset: 32
 // copies of a 4-byte entry (16 of an 8-byte one) fill half a row, every lane reads its own bank, and no
-// lookup ever waits for another. With 16 or 8 copies the kernel was 15 and 40 % slower. INT8 weights are two
-// 4-bit planes with a table each; the second stands in the other half of the rows.
+// lookup ever waits for another. With 16 or 8 copies the kernel was 15 and 40 % slower. A second table stands
+// in the other half of the rows: INT8 weights are two 4-bit planes with a table each, and at 3 bits the third
+// bits stand in one of two places.
 //
 // Of 16 × 128 weights a warp executes 32 lookups at 4 and 3 bits, 16 of twice the width at 2, 64 at 8. A
 // register table (PRMT on low and high bytes) needs 84 to 114 instructions instead and was slower at 2 and 3
@@ -65,6 +66,25 @@ __device__ __forceinline__ void table_build(uint8_t *table, const uint16_t (&ent
     }
 }
 
+// Both tables of 3 bits: a pair of weights goes to every row whose other two bits do not matter.
+template <>
+__device__ __forceinline__ void table_build<3>(uint8_t *table, const uint16_t (&entries)[2][16],
+                                               int n_warps) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const uint32_t mine = entries[0][lane % 16];
+    for (int code = warp * 4 + lane / 8; code < 64; code += n_warps * 4) {
+        const int nibble = code & 15, third = code >> 4;
+        const uint32_t word = table_entry<3>(nibble | third << 6, mine).x;
+        uint8_t *const at = table + lane % 8 * 16;
+#pragma unroll
+        for (int other = 0; other < 4; other++) {
+            const uint4 words = make_uint4(word, word, word, word);
+            *(uint4 *)(at + (nibble | other << 4 | third << 6) * TABLE_ROW) = words;
+            *(uint4 *)(at + (nibble | third << 4 | other << 6) * TABLE_ROW + SECOND_TABLE) = words;
+        }
+    }
+}
+
 // One lane's codes of a block.
 template <int BITS> struct block_codes {
     enum { words = BITS == 3 ? 6 : BITS * 2 };
@@ -84,28 +104,8 @@ template <int BITS> struct block_codes {
     }
 };
 
-// The same at 3 bits for table_reader_both: eight lanes write a pair of weights to every row of both tables
-// whose other bits do not matter.
-__device__ __forceinline__ void table_build_both(uint8_t *table, const uint16_t (&entries)[2][16],
-                                                 int n_warps) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const uint32_t mine = entries[0][lane % 16];
-    for (int code = warp * 4 + lane / 8; code < 64; code += n_warps * 4) {
-        const int nibble = code & 15, third = code >> 4;
-        const uint32_t word = table_entry<3>(nibble | third << 6, mine).x;
-        uint8_t *const at = table + lane % 8 * 16;
-#pragma unroll
-        for (int other = 0; other < 4; other++) {
-            const uint4 words = make_uint4(word, word, word, word);
-            *(uint4 *)(at + (nibble | other << 4 | third << 6) * TABLE_ROW) = words;
-            *(uint4 *)(at + (nibble | third << 4 | other << 6) * TABLE_ROW + SECOND_TABLE) = words;
-        }
-    }
-}
-
 // Looks byte `byte` of codes up, by an address of one PRMT: byte 0 is the lane's offset, byte 1 the code.
 struct table_reader {
-    enum { both = false };
     const uint8_t *table;
     uint32_t lane_offset;
 
@@ -118,21 +118,10 @@ struct table_reader {
     __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
         return *(const uint2 *)at(codes, byte, 0);
     }
-    // The lower half of each byte of `low`, the upper of `high`.
-    static __device__ __forceinline__ uint32_t join(uint32_t low, uint32_t high) {
-        return bit_select(0x0f0f0f0f, low, high);
-    }
-};
-
-// At 3 bits, with a second table for codes that have their third bits in bits 4 and 5 instead of 6 and 7: odd
-// runs, whose bits stand there when those of even runs are in place. Six shifts a block instead of ten.
-struct table_reader_both : table_reader {
-    enum { both = true };
 };
 
 // The same without an addition, for a table at the start of shared memory.
 struct table_reader_fixed {
-    enum { both = false };
     uint32_t lane_offset; // bytes 2 and 3: of the window
 
     __device__ __forceinline__ uint32_t at(uint32_t codes, int byte) const {
@@ -143,9 +132,6 @@ struct table_reader_fixed {
     }
     __device__ __forceinline__ uint2 words(uint32_t codes, int byte) const {
         return load_table2(at(codes, byte));
-    }
-    static __device__ __forceinline__ uint32_t join(uint32_t low, uint32_t high) {
-        return (low & 0x0f0f0f0f) | (high & 0xf0f0f0f0);
     }
 };
 
@@ -163,16 +149,16 @@ __device__ __forceinline__ void decode_run(const block_codes<BITS> &codes, int r
         }
     } else if (BITS == 3) {
         const uint32_t low = codes.word[run], high = codes.word[4 + run / 2];
-        // the third bits come to bits 6 and 7 of each byte, those of odd runs to 4 and 5 for the second table
-        const int second = TABLE::both ? run % 2 : 0, more = TABLE::both ? 0 : run % 2 * 2;
-        const uint32_t even = TABLE::join(low, high << (4 + more));
-        const uint32_t odd = TABLE::join(low >> 4, high << more);
+        // The third bits of even runs come to bits 6 and 7 of each byte. Those of odd runs then stand two
+        // bits further down, where the second table expects them: six shifts a block instead of ten.
+        const uint32_t even = bit_select(0x0f0f0f0f, low, high << 4);
+        const uint32_t odd = bit_select(0x0f0f0f0f, low >> 4, high);
 #pragma unroll
         for (int half = 0; half < 2; half++) { // rows g, rows g + 8
-            a[half] = table.word(even, half * 2, second);
-            a[half + 2] = table.word(odd, half * 2, second);
-            a[half + 4] = table.word(even, half * 2 + 1, second);
-            a[half + 6] = table.word(odd, half * 2 + 1, second);
+            a[half] = table.word(even, half * 2, run % 2);
+            a[half + 2] = table.word(odd, half * 2, run % 2);
+            a[half + 4] = table.word(even, half * 2 + 1, run % 2);
+            a[half + 6] = table.word(odd, half * 2 + 1, run % 2);
         }
     } else {
         const uint32_t x = codes.word[run];

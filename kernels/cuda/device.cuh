@@ -262,17 +262,17 @@ __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, threadIdx.x % WARP);
 }
 
-// The same value, which all lanes have, from a shuffle: ptxas then knows that they do, and keeps it and what
-// is computed from it in uniform registers, where descriptors of wgmma must come to stand.
-__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
-    return __shfl_sync(~0u, v, 0);
-}
-
 // The same for an address in global memory, against what goes before ptxas: 16 copies a constant apart got 16
 // addresses of their own, worked out from the beginning.
 __device__ __forceinline__ const uint16_t *keep_in_register(const uint16_t *p) {
     asm volatile("" : "+l"(p));
     return p;
+}
+
+// The same value, which all lanes have, from a shuffle: ptxas then knows that they do, and keeps it and what
+// is computed from it in uniform registers, where descriptors of wgmma must come to stand.
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
+    return __shfl_sync(~0u, v, 0);
 }
 
 // ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----

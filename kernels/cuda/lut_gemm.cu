@@ -31,15 +31,15 @@ static const struct {
     {AMPERE_MAX_TOKENS, 0, {8, 16, 32}}, // as much shared memory as the device has
 };
 
-// Which path is fastest: the first of these with tokens and columns enough. Measured on an H200 at 4 bits: at
-// 16 tokens lut_tile wins where K is 4096 (28672 × 4096: 26.3 against 29.1 µs) and loses where it is longer
-// (4096 × 14336: 23.1 against 18.6), from 32 on lut_wide wins nearly everywhere (35.8 against 32.2, 35.0
-// against 21.3).
+// Which path is fastest: the first of these with tokens and weights enough. Measured on an H200 at 4 bits, us
+// of lut_tile and lut_wide: 8 tokens 6.8 and 7.6 at 4096 × 4096, 8.8 and 8.9 at 6144 × 4096, 16.8 and 13.8 at
+// 4096 × 14336; 16 tokens 8.7 and 8.3, 10.8 and 9.8, 26.5 and 22.8 at 28672 × 4096.
 static const struct {
     lut_path path;
-    int tokens, columns;
+    int tokens;
+    int64_t weights;
 } choices[] = {
-    {LUT_PATH_WIDE, 17, 0}, {LUT_PATH_WIDE, 9, 8192}, {LUT_PATH_TILE, 5, 0}, {LUT_PATH_GEMV, 1, 0}};
+    {LUT_PATH_WIDE, 9, 0}, {LUT_PATH_WIDE, 5, 40000000}, {LUT_PATH_TILE, 5, 0}, {LUT_PATH_GEMV, 1, 0}};
 
 static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
     if (path == LUT_PATH_WIDE)
@@ -86,7 +86,7 @@ bool lut_gemm_has_path(const lut_device *device, lut_path path) {
 
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens) {
     for (const auto &c : choices)
-        if (n_tokens >= c.tokens && w->n_cols >= c.columns && lut_gemm_has_path(device, c.path))
+        if (n_tokens >= c.tokens && w->n_rows * w->n_cols >= c.weights && lut_gemm_has_path(device, c.path))
             return c.path;
     return LUT_PATH_AMPERE;
 }

@@ -58,7 +58,7 @@ template <int BITS, int GROUP> struct lane_unit {
 };
 
 // One lane's activations of a unit, and the product with its weights.
-template <int BITS, int GROUP> struct lane_activations {
+template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     using layout = unit_layout<BITS, GROUP>;
     using unit_t = lane_unit<BITS, GROUP>;
     enum { SCALES = layout::groups, SCALE_RUNS = RUNS / SCALES };
@@ -74,13 +74,16 @@ template <int BITS, int GROUP> struct lane_activations {
                 const int column = (unit * layout::blocks + k) * 128 + run * 32 + t * 8;
                 const uint8_t *at = x + (size_t)column * 2;
                 const bool inside = column < n_cols;
-                if (BITS == 2) {
+                if (BITS == 2 && TOKENS < 4) {
                     b[k][i * 2] = load_global_if(inside, at + side * 4);
                     b[k][i * 2 + 1] = load_global_if(inside, at + side * 4 + 8);
-                } else {
-                    const uint4 v = load_global4_if(inside, at);
-                    b[k][i * 4] = v.x, b[k][i * 4 + 1] = v.y, b[k][i * 4 + 2] = v.z, b[k][i * 4 + 3] = v.w;
+                    continue;
                 }
+                const uint4 v = load_global4_if(inside, at);
+                if (BITS == 2) // of four tokens a load of four bytes takes as long as one of 16
+                    b[k][i * 2] = side ? v.y : v.x, b[k][i * 2 + 1] = side ? v.w : v.z;
+                else
+                    b[k][i * 4] = v.x, b[k][i * 4 + 1] = v.y, b[k][i * 4 + 2] = v.z, b[k][i * 4 + 3] = v.w;
             }
     }
 
@@ -94,7 +97,7 @@ template <int BITS, int GROUP> struct lane_activations {
             for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
                 for (int run = i * SCALE_RUNS; run < (i + 1) * SCALE_RUNS; run++)
-                    multiply_run(unit.codes[k], b[k], run, table_reader_both{{table, lane_offset}}, d);
+                    multiply_run(unit.codes[k], b[k], run, table_reader{table, lane_offset}, d);
             const float2 scale = __half22float2(*(const __half2 *)&unit.scales[i]);
             sums[0] += scale.x * products(d, 0, i), sums[1] += scale.y * products(d, 1, i);
         }
@@ -102,7 +105,7 @@ template <int BITS, int GROUP> struct lane_activations {
 
     static __device__ __forceinline__ void multiply_run(const block_codes<BITS> &codes,
                                                         const uint32_t (&b)[8], int run,
-                                                        const table_reader_both &table, float (&d)[2][4]) {
+                                                        const table_reader &table, float (&d)[2][4]) {
 #pragma unroll
         for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
             uint32_t a[8];
@@ -235,7 +238,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
 #if __CUDA_ARCH__ >= 900
     using layout = unit_layout<BITS, GROUP>;
     using unit_t = lane_unit<BITS, GROUP>;
-    using activations = lane_activations<BITS, GROUP>;
+    using activations = lane_activations<BITS, GROUP, TOKENS>;
     enum {
         U = gemv_warp<BITS>::units,
         STAGE_UNITS = GEMV_WARPS * U,
@@ -248,10 +251,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
 
     if (p.releases) dependents_launch();
-    if (BITS == 3)
-        table_build_both(smem, p.table, GEMV_WARPS);
-    else
-        table_build<BITS>(smem, p.table, GEMV_WARPS);
+    table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 
     const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;

@@ -194,12 +194,12 @@ __device__ __forceinline__ uint32_t keep_in_register(uint32_t v) {
     return __shfl_sync(~0u, v, (int)threadIdx.x % WARP);
 }
 
-__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
-    return __shfl_sync(~0u, v, 0);
-}
-
 __device__ __forceinline__ const uint16_t *keep_in_register(const uint16_t *p) {
     return p;
+}
+
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t v) {
+    return __shfl_sync(~0u, v, 0);
 }
 
 // ---- wgmma (sm_90a) and what lut_wide.cuh needs besides ----
