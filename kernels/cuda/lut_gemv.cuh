@@ -313,9 +313,10 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
         for (int chunk = 0; chunk < panel_stages; chunk += CHUNK_STAGES) {
             const bool whole = (chunk + CHUNK_STAGES) * STAGE_UNITS <= p.panel_units;
             const int after = chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0;
+            const bool more = after > chunk || (after != chunk && group + p.group_panels < panels);
             for (int panel = 0; panel < group_panels; panel++) {
                 float sum[2] = {};
-                const int next = panel + 1 == group_panels && after != chunk ? after : -1;
+                const int next = panel + 1 == group_panels && more ? after : -1;
                 if (whole)
                     multiply_panel(true, chunk, next, sum);
                 else
