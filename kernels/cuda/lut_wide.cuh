@@ -170,32 +170,37 @@ template <int BITS, int GROUP, int TOKENS> struct wide_slot {
     }
 };
 
-// Tensor cores read A from registers that change again when the wgmma after the next one has been prepared.
-enum { WIDE_AHEAD = 3 };
+// How many wgmma ahead operands are looked up: two where registers are left for it. Those of the wgmma before
+// are still being read by then.
+template <int TOKENS> struct wide_ahead {
+    enum { runs = TOKENS <= 32 ? 2 : 1, buffers = runs + 2 };
+};
 
 // sums += BLOCKS blocks, exactly: the sums of each group of columns in d, then times its scale.
 template <int BITS, int GROUP, int TOKENS, int BLOCKS, int N>
 __device__ __forceinline__ void wide_add_exact(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot,
                                                float (&sums)[N]) {
     enum { GROUP_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, ALL_RUNS = BLOCKS * RUNS };
+    using ahead = wide_ahead<TOKENS>;
     block_codes<BITS> codes;
-    uint32_t a[WIDE_AHEAD][8];
+    uint32_t a[ahead::buffers][8];
     float d[N];
     auto prepare = [&](int run) {
         const uint32_t at = slot.codes(run / RUNS);
         if (run % RUNS == 0) codes.load(at, at - l.lane * 8);
-        wide_decode<BITS>(l, codes, run % RUNS, a[run % WIDE_AHEAD]);
+        wide_decode<BITS>(l, codes, run % RUNS, a[run % ahead::buffers]);
     };
-    prepare(0);
+#pragma unroll
+    for (int run = 0; run < ahead::runs; run++) prepare(run);
 #pragma unroll
     for (int run = 0; run < ALL_RUNS; run++) {
-        const uint32_t(&now)[8] = a[run % WIDE_AHEAD];
+        const uint32_t(&now)[8] = a[run % ahead::buffers];
         const int block = run / RUNS, step = run % RUNS * 2;
         wgmma_fence();
         wgmma(d, now[0], now[1], now[2], now[3], slot.activations(block, step), run % GROUP_RUNS > 0);
         wgmma(d, now[4], now[5], now[6], now[7], slot.activations(block, step + 1), 1);
         wgmma_commit();
-        if (run + 1 < ALL_RUNS) prepare(run + 1);
+        if (run + ahead::runs < ALL_RUNS) prepare(run + ahead::runs);
         if (run % GROUP_RUNS < GROUP_RUNS - 1) {
             wgmma_wait<1>();
             continue;
@@ -227,8 +232,9 @@ __device__ __forceinline__ void
 wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, int add, float (&sums)[N]) {
     enum { GROUP_STEPS = GROUP >= 128 ? 2 * RUNS : GROUP / 16 };
     block_codes<BITS> codes;
+    using ahead = wide_ahead<TOKENS>;
     wide_scale scale;
-    uint32_t a[WIDE_AHEAD][4];
+    uint32_t a[ahead::buffers][4];
     codes.load(slot.codes(0), slot.codes(0) - l.lane * 8);
     auto prepare = [&](int step) {
         if (step % GROUP_STEPS == 0) scale.load(slot.scales(0) + step / GROUP_STEPS * 32);
@@ -236,12 +242,12 @@ wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, 
         wide_decode<BITS>(l, codes, step / 2, both); // the half that is not used costs nothing
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            a[step % WIDE_AHEAD][i] = bf16x2_mul(both[step % 2 * 4 + i], scale.twice[i % 2]);
+            a[step % ahead::buffers][i] = bf16x2_mul(both[step % 2 * 4 + i], scale.twice[i % 2]);
     };
     prepare(0);
 #pragma unroll
     for (int step = 0; step < 2 * RUNS; step++) {
-        const uint32_t(&now)[4] = a[step % WIDE_AHEAD];
+        const uint32_t(&now)[4] = a[step % ahead::buffers];
         wgmma_fence();
         wgmma(sums, now[0], now[1], now[2], now[3], slot.activations(0, step), step > 0 ? 1 : add);
         wgmma_commit();
