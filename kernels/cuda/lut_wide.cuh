@@ -1,4 +1,4 @@
-// y = x · Wᵀ for many tokens on Hopper: prompts, and batches that lut_tile is too narrow for.
+// y = x · Wᵀ for many tokens on Hopper: prompts, and batches from 5 tokens on.
 //
 // Work. A tile is 256 rows × 8 to 128 tokens. Four warpgroups take 64 rows of it each with wgmma, weights as
 // the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in which
