@@ -1,4 +1,4 @@
 // The 2-bit kernels of lut_ampere.cuh.
 #include "kernels/cuda/lut_ampere.cuh"
 
-LUT_AMPERE_INSTANTIATE(2)
+LUT_INSTANTIATE(lut_ampere, 2)

@@ -1,4 +1,4 @@
 // The 3-bit kernels of lut_ampere.cuh.
 #include "kernels/cuda/lut_ampere.cuh"
 
-LUT_AMPERE_INSTANTIATE(3)
+LUT_INSTANTIATE(lut_ampere, 3)

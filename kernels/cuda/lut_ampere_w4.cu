@@ -1,4 +1,4 @@
 // The 4-bit kernels of lut_ampere.cuh.
 #include "kernels/cuda/lut_ampere.cuh"
 
-LUT_AMPERE_INSTANTIATE(4)
+LUT_INSTANTIATE(lut_ampere, 4)

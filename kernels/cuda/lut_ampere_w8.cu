@@ -1,4 +1,4 @@
 // The 8-bit kernels of lut_ampere.cuh.
 #include "kernels/cuda/lut_ampere.cuh"
 
-LUT_AMPERE_INSTANTIATE(8)
+LUT_INSTANTIATE(lut_ampere, 8)

@@ -339,19 +339,4 @@ template <int BITS, int GROUP> lut_kernel lut_gemv_pick(int tokens) {
                          : lut_gemv<BITS, GROUP, 4>;
 }
 
-// All kernels of one width.
-#define LUT_GEMV_INSTANTIATE(BITS)                                                                           \
-    lut_kernel lut_gemv_w##BITS(int group, int tokens) {                                                     \
-        switch (group) {                                                                                     \
-        case 32:                                                                                             \
-            return lut_gemv_pick<BITS, 32>(tokens);                                                          \
-        case 64:                                                                                             \
-            return lut_gemv_pick<BITS, 64>(tokens);                                                          \
-        case 128:                                                                                            \
-            return lut_gemv_pick<BITS, 128>(tokens);                                                         \
-        default:                                                                                             \
-            return lut_gemv_pick<BITS, 256>(tokens);                                                         \
-        }                                                                                                    \
-    }
-
 #endif

@@ -1,4 +1,4 @@
 // The 2-bit kernels of lut_gemv.cuh.
 #include "kernels/cuda/lut_gemv.cuh"
 
-LUT_GEMV_INSTANTIATE(2)
+LUT_INSTANTIATE(lut_gemv, 2)

@@ -1,4 +1,4 @@
 // The 8-bit kernels of lut_gemv.cuh.
 #include "kernels/cuda/lut_gemv.cuh"
 
-LUT_GEMV_INSTANTIATE(8)
+LUT_INSTANTIATE(lut_gemv, 8)

@@ -86,13 +86,24 @@ template <int BITS> struct gemv_warp {
     enum { units = BITS >= 4 ? 1 : 2 };
 };
 
-// The kernel for 1, 2 or 4 tokens; group 32, 64, 128 or 256. One file each, so that they compile in parallel.
+// The kernels of one width for groups of 32, 64, 128 or 256 columns. Each stands in a file of its own, so
+// that they compile in parallel: LUT_INSTANTIATE(lut_gemv, 2) defines lut_gemv_w2 by lut_gemv_pick<2,
+// group>(n).
+#define LUT_INSTANTIATE(NAME, BITS)                                                                          \
+    lut_kernel NAME##_w##BITS(int group, int n) {                                                            \
+        return group == 32    ? NAME##_pick<BITS, 32>(n)                                                     \
+               : group == 64  ? NAME##_pick<BITS, 64>(n)                                                     \
+               : group == 128 ? NAME##_pick<BITS, 128>(n)                                                    \
+                              : NAME##_pick<BITS, 256>(n);                                                   \
+    }
+
+// 1, 2 or 4 tokens.
 lut_kernel lut_gemv_w2(int group, int tokens);
 lut_kernel lut_gemv_w3(int group, int tokens);
 lut_kernel lut_gemv_w4(int group, int tokens);
 lut_kernel lut_gemv_w8(int group, int tokens);
 
-// The kernel for 8, 16 or 32 tokens: 1, 2 or 4 tiles of eight.
+// 8, 16 or 32 tokens: 1, 2 or 4 tiles of eight.
 lut_kernel lut_tile_w2(int group, int n_tiles);
 lut_kernel lut_tile_w3(int group, int n_tiles);
 lut_kernel lut_tile_w4(int group, int n_tiles);
@@ -104,7 +115,7 @@ lut_kernel lut_ampere_w3(int group, int n_tiles);
 lut_kernel lut_ampere_w4(int group, int n_tiles);
 lut_kernel lut_ampere_w8(int group, int n_tiles);
 
-// The kernel for tiles of 8, 16, 32, 64 or 128 tokens, sm_90a only; p.x: what lut_arrange wrote.
+// Tiles of 8, 16, 32, 64 or 128 tokens, sm_90a only; p.x: arranged activations.
 lut_kernel lut_wide_w2(int group, int tokens);
 lut_kernel lut_wide_w3(int group, int tokens);
 lut_kernel lut_wide_w4(int group, int tokens);

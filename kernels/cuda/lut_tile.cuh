@@ -146,19 +146,4 @@ template <int BITS, int GROUP> lut_kernel lut_tile_pick(int n_tiles) {
                           : lut_tile<BITS, GROUP, 4>;
 }
 
-// All kernels of one width.
-#define LUT_TILE_INSTANTIATE(BITS)                                                                           \
-    lut_kernel lut_tile_w##BITS(int group, int n_tiles) {                                                    \
-        switch (group) {                                                                                     \
-        case 32:                                                                                             \
-            return lut_tile_pick<BITS, 32>(n_tiles);                                                         \
-        case 64:                                                                                             \
-            return lut_tile_pick<BITS, 64>(n_tiles);                                                         \
-        case 128:                                                                                            \
-            return lut_tile_pick<BITS, 128>(n_tiles);                                                        \
-        default:                                                                                             \
-            return lut_tile_pick<BITS, 256>(n_tiles);                                                        \
-        }                                                                                                    \
-    }
-
 #endif

@@ -1,4 +1,4 @@
 // The 2-bit kernels of lut_tile.cuh.
 #include "kernels/cuda/lut_tile.cuh"
 
-LUT_TILE_INSTANTIATE(2)
+LUT_INSTANTIATE(lut_tile, 2)

@@ -1,4 +1,4 @@
 // The 4-bit kernels of lut_tile.cuh.
 #include "kernels/cuda/lut_tile.cuh"
 
-LUT_TILE_INSTANTIATE(4)
+LUT_INSTANTIATE(lut_tile, 4)

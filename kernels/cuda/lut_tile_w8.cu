@@ -1,4 +1,4 @@
 // The 8-bit kernels of lut_tile.cuh.
 #include "kernels/cuda/lut_tile.cuh"
 
-LUT_TILE_INSTANTIATE(8)
+LUT_INSTANTIATE(lut_tile, 8)

@@ -333,19 +333,4 @@ template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tokens) {
                           : lut_wide<BITS, GROUP, 128>;
 }
 
-// All kernels of one width.
-#define LUT_WIDE_INSTANTIATE(BITS)                                                                           \
-    lut_kernel lut_wide_w##BITS(int group, int tokens) {                                                     \
-        switch (group) {                                                                                     \
-        case 32:                                                                                             \
-            return lut_wide_pick<BITS, 32>(tokens);                                                          \
-        case 64:                                                                                             \
-            return lut_wide_pick<BITS, 64>(tokens);                                                          \
-        case 128:                                                                                            \
-            return lut_wide_pick<BITS, 128>(tokens);                                                         \
-        default:                                                                                             \
-            return lut_wide_pick<BITS, 256>(tokens);                                                         \
-        }                                                                                                    \
-    }
-
 #endif

@@ -1,4 +1,4 @@
 // The 2-bit kernels of lut_wide.cuh.
 #include "kernels/cuda/lut_wide.cuh"
 
-LUT_WIDE_INSTANTIATE(2)
+LUT_INSTANTIATE(lut_wide, 2)

@@ -1,4 +1,4 @@
 // The 3-bit kernels of lut_wide.cuh.
 #include "kernels/cuda/lut_wide.cuh"
 
-LUT_WIDE_INSTANTIATE(3)
+LUT_INSTANTIATE(lut_wide, 3)
