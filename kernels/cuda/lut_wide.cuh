@@ -231,8 +231,8 @@ template <int BITS, int GROUP, int TOKENS, int N>
 __device__ __forceinline__ void
 wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, int add, float (&sums)[N]) {
     enum { GROUP_STEPS = GROUP >= 128 ? 2 * RUNS : GROUP / 16 };
-    block_codes<BITS> codes;
     using ahead = wide_ahead<TOKENS>;
+    block_codes<BITS> codes;
     wide_scale scale;
     uint32_t a[ahead::buffers][4];
     codes.load(slot.codes(0), slot.codes(0) - l.lane * 8);
@@ -244,16 +244,16 @@ wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, 
         for (int i = 0; i < 4; i++)
             a[step % ahead::buffers][i] = bf16x2_mul(both[step % 2 * 4 + i], scale.twice[i % 2]);
     };
-    prepare(0);
+#pragma unroll
+    for (int step = 0; step < ahead::runs; step++) prepare(step);
 #pragma unroll
     for (int step = 0; step < 2 * RUNS; step++) {
         const uint32_t(&now)[4] = a[step % ahead::buffers];
         wgmma_fence();
         wgmma(sums, now[0], now[1], now[2], now[3], slot.activations(0, step), step > 0 ? 1 : add);
         wgmma_commit();
-        if (step + 1 == 2 * RUNS) break;
-        prepare(step + 1);
-        wgmma_wait<1>();
+        if (step + ahead::runs < 2 * RUNS) prepare(step + ahead::runs);
+        if (step + 1 < 2 * RUNS) wgmma_wait<1>();
     }
     wgmma_wait<0>();
     wgmma_settle(sums);
