@@ -1,5 +1,5 @@
 // CUDA C++ as an ordinary C++ header: qualifiers, vector types, built-in variables and functions, launches.
-// Only what flute uses and what is next to it; the semantics are in machine.cc and runtime.cc.
+// Only what flute uses and what is next to it; the semantics are behind simt.h and in runtime.cc.
 #ifndef FLUTE_SIMT_CUDA_RUNTIME_H
 #define FLUTE_SIMT_CUDA_RUNTIME_H
 

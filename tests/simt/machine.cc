@@ -1,19 +1,14 @@
-// Blocks of threads as fibers (Boost.Context), and what their threads wait for. See simt.h.
-#include "tests/simt/simt.h"
+// Blocks of threads as fibers (Boost.Context), and the order in which they run. See simt.h.
+#include "tests/simt/machine.h"
 
-#include <boost/context/fiber.hpp>
 #include <cxxabi.h>
-#include <deque>
 #include <dlfcn.h>
 #include <link.h>
-#include <map>
-#include <memory>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string>
 #include <sys/mman.h>
-#include <vector>
 
 #include "tests/simt/control.h"
 
@@ -57,72 +52,17 @@ struct stack_pool {
     void deallocate(context::stack_context &) const {}
 };
 
-struct copy {
-    uint32_t to, bytes, bytes_read;
-    const void *from;
-};
-
-struct thread {
-    context::fiber fiber;
-    uint3 index;
-    const char *waits_for;     // in words
-    uint32_t mbarrier, parity; // that it waits for, when it does
-    unsigned cluster_phase;    // that it has arrived in
-    std::vector<copy> copies;
-    std::deque<std::vector<copy>> groups;
-};
-
-struct barrier {
-    int arrived, wanted, count; // threads here, expected (0: all); those with a true predicate
-    int result;
-    uint32_t waiting[MAX_THREADS / LANES];
-};
-
-// What lands later: a copy that completes bytes of an mbarrier, or a thread's own copies before it arrives.
-struct landing {
-    std::vector<copy> copies;
-    uint32_t mbarrier;
-    bool is_bulk;
-};
-
-// The barrier of a cluster: threads of its blocks, those that have arrived in this phase, those that have
-// returned.
-struct cluster {
-    unsigned threads, arrived, returned, phase;
-};
-
-enum { BARRIERS = 16 };
-
-int n_machines;
-
-struct machine {
-    int stacks = n_machines++;
-    const launch *what;
-    long number; // of the launch
-    context::fiber scheduler;
-    uint3 block;
-    int n_threads, n_warps, live;
-    std::unique_ptr<thread[]> threads{new thread[MAX_THREADS]};
-    std::unique_ptr<warp[]> warps{new warp[MAX_THREADS / LANES]};
-    barrier barriers[BARRIERS];
-    std::deque<landing> landings;
-    int first_warp; // the order of this block
-    bool warps_backward, lanes_backward;
-    bool is_last, is_early;      // block; kernel, while the one ahead is not done
-    bool launches_dependents;    // has been called
-    std::vector<uint8_t> shared; // memory, while the other machine runs
-};
-
-// Two, because a block of the kernel behind may have begun. m is the one that runs.
-machine machines[2], *m = machines;
-// Blocks that wait for flags of others of the same kernel, and machines for more of them; whether one has
-// seen what it waits for.
+machine machines[2]; // two, because a block of the kernel behind may have begun
+// Blocks that wait for flags of others of the same kernel, and machines for more of them.
 std::deque<std::unique_ptr<machine>> parked, spare;
-bool woken;
-std::map<std::pair<long, unsigned>, cluster> clusters; // by launch and number
 const launch *next_launch; // the kernel behind, if it may overlap the one that runs
 uint64_t random_state, seed = 1;
 long n_launches;
+
+} // namespace
+
+machine *m = machines;
+bool woken;
 
 // splitmix64 (Steele, Lea, Flood 2014)
 uint32_t random_below(uint32_t n) {
@@ -135,11 +75,24 @@ uint32_t random_below(uint32_t n) {
 int warp_number() {
     return (int)(this_warp - m->warps.get());
 }
+
 thread &this_thread() {
     return m->threads[warp_number() * LANES + this_lane];
 }
 
+unsigned block_number() {
+    const dim3 &grid = m->what->grid;
+    return (m->block.z * grid.y + m->block.y) * grid.x + m->block.x;
+}
+
+void suspend(const char *what) {
+    this_thread().waits_for = what;
+    m->scheduler = std::move(m->scheduler).resume();
+}
+
 // Messages.
+
+namespace {
 
 // Static kernels have no name here: addr2line -f tells it from the offset in the program.
 std::string kernel_name() {
@@ -205,69 +158,16 @@ void stop(const char *format, ...) {
     abort();
 }
 
-namespace {
-
-// In the eight bytes that the object has in shared memory.
-struct mbarrier {
-    uint64_t sign : 2; // tells one that was initialized from poison and data
-    uint64_t parity : 1;
-    uint64_t expected : 20, pending : 20; // arrivals
-    int64_t bytes : 21;                   // of copies that have not landed
-};
-static_assert(sizeof(mbarrier) == 8, "");
-enum { MBARRIER_SIGN = 2 };
-
-mbarrier &mbarrier_at(uint32_t at) {
-    mbarrier &b = *(mbarrier *)shared_at(at, 8, 8);
-    if (b.sign != MBARRIER_SIGN) stop("shared memory at %#x holds no initialized mbarrier", at);
-    return b;
-}
-
-} // namespace
-
 // Scheduling.
 
 namespace {
-
-// Back to the scheduler, until somebody makes this lane ready.
-void suspend(const char *what) {
-    this_thread().waits_for = what;
-    m->scheduler = std::move(m->scheduler).resume();
-}
-
-void release_block_barrier(barrier &b) {
-    b.result = b.count;
-    b.arrived = b.count = b.wanted = 0;
-    for (int i = 0; i < m->n_warps; i++) m->warps[i].ready |= b.waiting[i], b.waiting[i] = 0;
-}
-
-unsigned block_number() {
-    const dim3 &grid = m->what->grid;
-    return (m->block.z * grid.y + m->block.y) * grid.x + m->block.x;
-}
-
-cluster &this_cluster() {
-    const unsigned blocks = m->what->cluster;
-    cluster &c = clusters[{m->number, block_number() / blocks}];
-    c.threads = blocks * (unsigned)m->n_threads;
-    return c;
-}
-
-// Ends the phase of a cluster's barrier when nobody is missing.
-void cluster_update(cluster &c) {
-    if (c.arrived > 0 && c.arrived + c.returned == c.threads) c.arrived = 0, c.phase++;
-}
 
 context::fiber thread_main(context::fiber &&from) {
     m->scheduler = std::move(from);
     m->what->body();
     this_warp->live &= ~(1u << this_lane);
     m->live--;
-    cluster &c = this_cluster();
-    c.returned++;
-    cluster_update(c);
-    barrier &b = m->barriers[0]; // those that have returned are not waited for
-    if (b.arrived > 0 && b.wanted == 0 && b.arrived == m->live) release_block_barrier(b);
+    leave_barriers();
     return std::move(m->scheduler);
 }
 
@@ -287,8 +187,6 @@ void resume(warp &w, int number, int lane) {
     t.waits_for = nullptr;
     t.fiber = std::move(t.fiber).resume();
 }
-
-bool land_one();
 
 void prepare_block() {
     m->live = m->n_threads;
@@ -349,7 +247,7 @@ void look_again() {
         for (uint32_t left = w.at_mbarrier; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
             const thread &t = m->threads[i * LANES + lane];
-            if (mbarrier_at(t.mbarrier).parity == t.parity) continue;
+            if (!mbarrier_passed(t.mbarrier, t.parity)) continue;
             w.at_mbarrier &= ~(1u << lane), w.ready |= 1u << lane;
             woken = true;
         }
@@ -508,7 +406,7 @@ void run(const launch &what, const launch *next) {
         if (size > 1 && i % size == size - 1) finish_parked_blocks();
     }
     finish_parked_blocks();
-    for (unsigned i = 0; i < n / size; i++) clusters.erase({number, i});
+    forget_clusters(number, n / size);
     m->what = nullptr;
 }
 
@@ -522,58 +420,6 @@ void dependency_wait() {
     if (!m->is_early) return;
     this_warp->at_dependency |= 1u << this_lane;
     suspend("dependency_wait");
-}
-
-// Meetings.
-
-void warp_meet(const char *what, uint32_t mask) {
-    warp &w = *this_warp;
-    if ((mask & w.all) != w.all)
-        stop("%s with mask %#x: the emulator knows only meetings of whole warps", what, mask);
-    if (w.met && strcmp(w.meeting, what) != 0)
-        stop("the warp diverges: this lane is at %s, lanes %#x are at %s", what, w.met, w.meeting);
-    w.meeting = what;
-    w.met |= 1u << this_lane;
-    if (w.met == w.all) {
-        w.ready |= w.met & ~(1u << this_lane);
-        w.met = 0, w.turn ^= 1;
-    } else
-        suspend(what);
-}
-
-static barrier &barrier_numbered(int id, int threads) {
-    if (id < 0 || id >= BARRIERS) stop("there is no barrier %d", id);
-    if (threads % LANES || threads < 0 || threads > m->n_threads)
-        stop("barrier %d of %d threads, in a block of %d", id, threads, m->n_threads);
-    barrier &b = m->barriers[id];
-    if (b.arrived > 0 && b.wanted != threads)
-        stop("barrier %d: this thread expects %d threads, those before %d", id, threads, b.wanted);
-    b.wanted = threads;
-    return b;
-}
-
-// Counts the thread in; true when it was the last.
-static bool arrive(barrier &b, bool predicate) {
-    b.arrived++, b.count += predicate;
-    return b.arrived == (b.wanted ? b.wanted : m->live);
-}
-
-int block_meet(int id, int threads, bool predicate, const char *what) {
-    barrier &b = barrier_numbered(id, threads);
-    if (arrive(b, predicate))
-        release_block_barrier(b);
-    else {
-        b.waiting[warp_number()] |= 1u << this_lane;
-        suspend(what);
-    }
-    // Nobody comes to the barrier's next end before every thread of this one has read the result: they all
-    // take part in it.
-    return b.result;
-}
-
-void block_arrive(int id, int threads) {
-    barrier &b = barrier_numbered(id, threads);
-    if (arrive(b, false)) release_block_barrier(b);
 }
 
 // Shared memory. Static objects lie near smem, because both are thread-local.
@@ -592,193 +438,17 @@ void *shared_at(uint32_t at, size_t bytes, size_t alignment) {
     return smem + offset;
 }
 
-// mbarriers.
-
-namespace {
-
-// Ends the phase when nothing is missing, and wakes those that wait for it.
-void mbarrier_update(mbarrier &b, uint32_t at) {
-    if (b.pending > 0 || b.bytes != 0) return;
-    b.pending = b.expected, b.parity ^= 1;
-    for (int i = 0; i < m->n_warps; i++)
-        for (uint32_t left = m->warps[i].at_mbarrier; left; left &= left - 1) {
-            const int lane = __builtin_ctz(left);
-            if (m->threads[i * LANES + lane].mbarrier != at) continue;
-            m->warps[i].at_mbarrier &= ~(1u << lane), m->warps[i].ready |= 1u << lane;
-        }
-}
-
-void mbarrier_count(uint32_t at, int arrivals, int64_t bytes) {
-    mbarrier &b = mbarrier_at(at);
-    if (b.pending < (unsigned)arrivals)
-        stop("mbarrier at %#x: more arrivals than the %u of a phase", at, (unsigned)b.expected);
-    if (b.bytes + bytes >= 1 << 20 || b.bytes + bytes <= -(1 << 20))
-        stop("mbarrier at %#x: too many bytes in one phase", at);
-    b.pending -= (unsigned)arrivals, b.bytes += bytes;
-    mbarrier_update(b, at);
-}
-
-void perform(const copy &c) {
-    void *to = shared_at(c.to, c.bytes, 16);
-    memset(to, 0, c.bytes);
-    memcpy(to, c.from, c.bytes_read);
-}
-
-void land(const landing &l) {
-    int64_t bytes = 0;
-    for (const copy &c : l.copies) perform(c), bytes += c.bytes;
-    mbarrier_count(l.mbarrier, l.is_bulk ? 0 : 1, l.is_bulk ? -bytes : 0);
-}
-
-// One of those in flight, any: they land in no order.
-bool land_one() {
-    if (m->landings.empty()) return false;
-    const size_t i = random_below((uint32_t)m->landings.size());
-    const landing l = std::move(m->landings[i]);
-    m->landings.erase(m->landings.begin() + (ptrdiff_t)i);
-    land(l);
-    return true;
-}
-
-void check_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_read) {
-    if (to % 16 || (uintptr_t)from % 16 || bytes % 16 || bytes == 0)
-        stop("a copy of %u bytes from %p to %#x: not aligned to 16", bytes, from, to);
-    shared_at(to, bytes, 16);
-    if (bytes_read && !device_memory_contains(from, bytes_read))
-        stop("a copy of %u bytes from %p: not in device memory", bytes_read, from);
-}
-
-} // namespace
-
-void mbarrier_init(uint32_t at, uint32_t arrivals) {
-    mbarrier *b = (mbarrier *)shared_at(at, 8, 8);
-    if (code_version() < 90) stop("an mbarrier in code for %d", code_version());
-    memset(b, 0, sizeof *b);
-    b->sign = MBARRIER_SIGN, b->expected = b->pending = arrivals;
-}
-
-void mbarrier_arrive(uint32_t at, uint32_t bytes_expected) {
-    mbarrier_at(at).bytes += bytes_expected;
-    mbarrier_count(at, 1, 0);
-}
-
-bool mbarrier_done(uint32_t at, uint32_t parity) {
-    if (mbarrier_at(at).parity != parity) return true;
-    this_thread().mbarrier = at, this_thread().parity = parity;
-    this_warp->at_mbarrier |= 1u << this_lane;
-    suspend("mbarrier");
-    return mbarrier_at(at).parity != parity;
-}
-
-void mbarrier_wait(uint32_t at, uint32_t parity) {
-    while (!mbarrier_done(at, parity)) {}
-}
-
-void word_wait(const uint32_t *word, uint32_t empty) {
-    while (*word == empty) {
-        this_warp->at_others |= 1u << this_lane;
-        suspend("waits for a word of another block");
-    }
-    woken = true;
-}
-
-// Clusters. A block that waits for its neighbours makes way like one that waits for a word.
-
-void cluster_arrive() {
-    cluster &c = this_cluster();
-    this_thread().cluster_phase = c.phase;
-    c.arrived++;
-    cluster_update(c);
-}
-
-void cluster_wait() {
-    while (this_cluster().phase == this_thread().cluster_phase) {
-        this_warp->at_others |= 1u << this_lane;
-        suspend("waits for its cluster");
-    }
-    woken = true;
-}
-
-// The parked machine whose block has this number.
-static machine *parked_machine(unsigned wanted) {
+uint8_t *parked_shared(unsigned number) {
     machine *const running = m;
-    machine *found = nullptr;
+    uint8_t *found = nullptr;
+    std::pair<uint8_t *, uint8_t *> all = {smem, smem};
+    dl_iterate_phdr(find_program, &all);
     for (const std::unique_ptr<machine> &block : parked) {
         m = block.get();
-        if (block_number() == wanted) found = m;
+        if (block_number() == number) found = m->shared.data() + (smem - all.first);
     }
     m = running;
     return found;
-}
-
-void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t at_mbarrier) {
-    uint8_t *const own = (uint8_t *)shared_at(at, bytes, bytes);
-    if (at >= SHARED_CAPACITY || at_mbarrier >= SHARED_CAPACITY)
-        stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
-    const unsigned blocks = m->what->cluster, mine = block_number();
-    if (rank < 0 || rank >= (int)blocks) stop("a cluster of %u blocks has no rank %d", blocks, rank);
-    const unsigned wanted = mine / blocks * blocks + (unsigned)rank;
-    if (wanted == mine) {
-        memcpy(own, value, bytes);
-        mbarrier_count(at_mbarrier, 0, -(int64_t)bytes);
-        return;
-    }
-    machine *const there = parked_machine(wanted);
-    if (!there) stop("block %u of the cluster has not begun, or has ended", wanted);
-    std::pair<uint8_t *, uint8_t *> all = {smem, smem};
-    dl_iterate_phdr(find_program, &all);
-    uint8_t *const its_smem = there->shared.data() + (smem - all.first);
-    memcpy(its_smem + at, value, bytes);
-    mbarrier &b = *(mbarrier *)(its_smem + at_mbarrier);
-    if (b.sign != MBARRIER_SIGN)
-        stop("shared memory at %#x of block %u holds no mbarrier", at_mbarrier, wanted);
-    b.bytes -= bytes;
-    if (b.pending == 0 && b.bytes == 0) b.pending = b.expected, b.parity ^= 1;
-}
-
-// Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still
-// being read, the second results that nobody waited for.
-
-void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
-    check_copy(to, from, bytes, bytes);
-    mbarrier_at(at);
-    const landing l = {{{to, bytes, bytes, from}}, at, true};
-    if (random_below(2))
-        land(l);
-    else
-        m->landings.push_back(l);
-}
-
-void copy_async(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_read) {
-    check_copy(to, from, bytes, bytes_read);
-    const copy c = {to, bytes, bytes_read, from};
-    if (random_below(2))
-        perform(c);
-    else
-        this_thread().copies.push_back(c);
-}
-
-void copies_commit() {
-    thread &t = this_thread();
-    t.groups.push_back(std::move(t.copies));
-    t.copies.clear();
-}
-
-void copies_wait(int groups_left) {
-    thread &t = this_thread();
-    for (; (int)t.groups.size() > groups_left; t.groups.pop_front())
-        for (const copy &c : t.groups.front()) perform(c);
-}
-
-void mbarrier_arrive_after_copies(uint32_t at) {
-    thread &t = this_thread();
-    mbarrier_at(at);
-    landing l = {{}, at, false};
-    for (const std::vector<copy> &group : t.groups)
-        l.copies.insert(l.copies.end(), group.begin(), group.end());
-    l.copies.insert(l.copies.end(), t.copies.begin(), t.copies.end());
-    t.groups.clear(), t.copies.clear();
-    m->landings.push_back(std::move(l));
 }
 
 } // namespace simt
