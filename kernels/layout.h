@@ -21,9 +21,10 @@ extern "C" {
 #endif
 
 enum {
-    PANEL_ROWS = 16,  // rows of a panel
-    BLOCK_COLS = 128, // columns of a block, the smallest piece along K
-    RUN_COLS = 32,    // columns of a run: two mma of k = 16
+    PANEL_ROWS = 16,     // rows of a panel
+    BLOCK_COLS = 128,    // columns of a block, the smallest piece along K
+    RUN_COLS = 32,       // columns of a run: two mma of k = 16
+    MAX_UNIT_COLS = 256, // columns of the longest unit, that of the largest group
 };
 
 // N rounded up to whole panels; padded rows have codes 0 and scales 0.

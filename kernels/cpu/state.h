@@ -11,7 +11,6 @@ enum {
     CHUNK_COLS = CHUNK_PANELS * PANEL_ROWS,
     INLINE_WORK = 1 << 15, // elements below which a dispatch costs more than it gains
     ROPE_TABLES = 2,       // frequencies in use within a step: Gemma 3 has two
-    MAX_UNIT_COLS = 256,   // what a rank's columns share their first and their last unit with is less
 };
 
 typedef struct cpu_backend {

@@ -12,7 +12,7 @@
 #include "kernels/batch.h"
 #include "kernels/layout.h"
 
-enum { OPS_A_LAYER = 5, OPS_A_MODEL = 2, MAX_QUERIES = 64, MAX_UNIT_COLS = 256 };
+enum { OPS_A_LAYER = 5, OPS_A_MODEL = 2, MAX_QUERIES = 64 };
 
 // ---- Buffers. They are laid out twice by the same code: without memory, for the size, and then with it.
 

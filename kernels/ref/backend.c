@@ -46,8 +46,6 @@ struct backend_state {
     void *sample_scratch;
 };
 
-enum { MAX_UNIT_COLS = 256 };
-
 // Buffers and the cache.
 
 static void *take(size_t n, size_t size, const char *what, flute_error *err) {
