@@ -1,4 +1,4 @@
-// The CPU as a backend: what the processor is, weights, and which functions are its verbs.
+// The CPU as a backend: what the processor is, and which functions are its verbs.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,19 +9,6 @@
 #include "engine/base/fail.h"
 #include "kernels/cpu/state.h"
 #include "kernels/cpu/step_ops.h"
-
-// Weights stay where the host has them.
-
-static int cpu_weight_place(backend *be, const weight *host, weight *placed, flute_error *err) {
-    (void)be, (void)err;
-    *placed = *host;
-    return FLUTE_OK;
-}
-
-static void cpu_weight_release(backend *be, weight *placed) {
-    (void)be;
-    placed->data = NULL;
-}
 
 // The device.
 
@@ -45,25 +32,21 @@ static void describe(char *out, size_t size, int n_threads, cpu_isa isa) {
              n_threads == 1 ? "" : "s", cpu_isa_name(isa));
 }
 
-static double cpu_backend_bandwidth(backend *be) {
-    return cpu_read_bandwidth(((cpu_backend *)be)->pool);
-}
-
-static void cpu_free(backend *be) {
-    free(be);
+static double cpu_read_bandwidth(backend *be) {
+    return host_read_bandwidth(((cpu_backend *)be)->pool);
 }
 
 static const backend_ops cpu_ops = {
     .name = "cpu",
     .batch_rows = 128,
-    .free = cpu_free,
+    .free = host_free,
     .describe = cpu_describe,
-    .read_bandwidth = cpu_backend_bandwidth,
-    .weight_place = cpu_weight_place,
-    .weight_release = cpu_weight_release,
+    .read_bandwidth = cpu_read_bandwidth,
+    .weight_place = host_weight_place,
+    .weight_release = host_weight_release,
     .kv_bytes = cpu_kv_bytes,
     .kv_create = cpu_kv_create,
-    .kv_free = cpu_kv_free,
+    .kv_free = host_kv_free,
     .kv_copy_block = cpu_kv_copy_block,
     .state_create = cpu_state_create,
     .state_free = cpu_state_free,
@@ -74,10 +57,10 @@ static const backend_ops cpu_ops = {
     .project_add = cpu_project_add,
     .gate_up = cpu_gate_up,
     .head = cpu_head,
-    .sample = cpu_sample,
-    .finish = cpu_finish,
-    .tokens = cpu_tokens,
-    .logits = cpu_logits,
+    .sample = host_sample,
+    .finish = host_finish,
+    .tokens = host_tokens,
+    .logits = host_logits,
 };
 
 int backend_create_cpu_isa(thread_pool *pool, cpu_isa isa, backend **out, flute_error *err) {

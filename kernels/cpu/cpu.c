@@ -1,9 +1,7 @@
-// What does not depend on the instruction set: choosing one, single rows, the cache's order, bandwidth.
+// What does not depend on the instruction set: choosing one, single rows, the cache's order.
 #include "kernels/cpu/cpu.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "kernels/cpu/octet.h"
 #include "kernels/layout.h"
@@ -86,57 +84,4 @@ void cpu_kv_append(const cpu_kv *kv, int token, const float *key, const float *v
         keys[(int64_t)(d / 2) * kv->padded_tokens * 2 + t * 2 + d % 2] = bf16_from_float(key[d]);
         values[d * 2 + t % 2] = bf16_from_float(value[d]);
     }
-}
-
-// Read bandwidth. Each worker reads one piece of its own, as it does weights; integer sums are as fast as the
-// loads and vectorise on any target.
-
-enum { READ_BYTES = 512 << 20 };
-
-typedef struct read_job {
-    uint8_t *bytes;
-    bool fill;
-} read_job;
-
-static void read_piece(void *argument, int worker, int n_workers) {
-    typedef uint64_t word8 __attribute__((vector_size(64)));
-    const read_job *job = (const read_job *)argument;
-    const size_t lines = READ_BYTES / sizeof(word8);
-    const size_t begin = lines * (size_t)worker / (size_t)n_workers;
-    const size_t end = lines * (size_t)(worker + 1) / (size_t)n_workers;
-    if (job->fill) { // pages that were never written are all one page of zeros
-        memset(job->bytes + begin * sizeof(word8), 1, (end - begin) * sizeof(word8));
-        return;
-    }
-    const word8 *at = (const word8 *)(const void *)job->bytes;
-    word8 sums[4] = {{0}};
-    size_t i = begin;
-    for (; i + 4 <= end; i += 4)
-        for (int j = 0; j < 4; j++) sums[j] += at[i + (size_t)j];
-    sums[0] += sums[1] + sums[2] + sums[3];
-    __asm__ volatile("" : : "m"(sums[0])); // the sum is used
-}
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-double cpu_read_bandwidth(thread_pool *pool) {
-    read_job job = {NULL, true};
-    void *memory;
-    if (posix_memalign(&memory, 4096, READ_BYTES) != 0) return 0;
-    job.bytes = (uint8_t *)memory;
-    threads_run(pool, read_piece, &job);
-    job.fill = false;
-    double best = 0, start = seconds_now(), before = start, now;
-    do {
-        threads_run(pool, read_piece, &job);
-        now = seconds_now();
-        if (READ_BYTES / (now - before) > best) best = READ_BYTES / (now - before);
-        before = now;
-    } while (now - start < 0.2);
-    free(memory);
-    return best;
 }

@@ -35,10 +35,6 @@ cpu_isa cpu_isa_best(void);
 // backend_create_cpu with the kernels of one instruction set. FLUTE_EDEVICE where it is not available.
 int backend_create_cpu_isa(thread_pool *pool, cpu_isa isa, backend **out, flute_error *err);
 
-// Bytes per second that all threads of the pool together read from memory with plain vector loads: the best
-// of several passes over 512 MB (0.2 s and the time to fill them). 0 without memory for the buffer.
-double cpu_read_bandwidth(thread_pool *pool);
-
 // The cached keys and values of one KV head of one sequence, bf16. A block holds its tokens padded to
 // CPU_KV_TOKENS: keys (head_dim / 2, tokens, 2) and behind them values (tokens / 2, head_dim, 2), so that a
 // 32-bit lane is two channels of one token, or two tokens of one channel, and becomes two floats by a shift

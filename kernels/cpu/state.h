@@ -4,6 +4,7 @@
 
 #include "engine/base/threads.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/host.h"
 #include "kernels/layout.h"
 
 enum {
@@ -26,20 +27,11 @@ typedef struct rope_table {
 } rope_table;
 
 struct backend_state {
+    host_step step;
     thread_pool *pool; // borrowed
     const cpu_kernels *kernels;
-    comm *comm; // borrowed; NULL: a single rank
-    kernel_dims dims;
-    flute_error error; // the first one of the step
-    void *memory;      // everything below but tables, in one piece
+    void *memory; // everything below, in one piece
 
-    // The step's batch, copied by begin.
-    int n_rows, n_logits, max_blocks;
-    int32_t *ids, *positions, *sequences; // (max_rows)
-    int32_t *logits_rows;                 // (max_logits)
-    int32_t *tables;                      // (n_sequences, max_blocks); grows in begin when tables do
-    size_t tables_capacity;               // its elements
-    kv_pool cache;
     rope_table ropes[ROPE_TABLES];
     int next_rope;
 
@@ -51,16 +43,10 @@ struct backend_state {
     float *ff;      // (max_rows, n_ff)
     float *gains;   // (2, head_dim) norm weights of q and k heads in stored order
     float *chunks;  // (threads, max_rows, CHUNK_COLS) products on their way into x or ff
-    float *logits;  // (max_logits, logits_stride)
-    int64_t logits_stride;
-    float *slots;    // (ranks, n_logits, rows of the head on rank 0, whole panels) of several ranks
-    int32_t *tokens; // (max_logits)
-    void *sample_scratch;
 };
 
-// Columns of q, k and v of one row; columns of logits that rank 0 computes, the most of all ranks.
+// Columns of q, k and v of one row.
 int64_t cpu_qkv_width(const kernel_dims *dims);
-int64_t cpu_slot_width(const backend_state *state);
 
 // Runs `chunk` over n items of `work` elements each: on all threads, or on the caller alone where it is not
 // worth a dispatch.
@@ -75,10 +61,8 @@ void cpu_state_free(backend_state *state);
 size_t cpu_kv_bytes(backend *be, const kernel_dims *dims, int64_t n_tokens);
 int cpu_kv_create(backend *be, const kernel_dims *dims, int block_tokens, int n_blocks, kv_pool *pool,
                   flute_error *err);
-void cpu_kv_free(backend *be, kv_pool *pool);
 void cpu_kv_copy_block(backend *be, const kernel_dims *dims, const kv_pool *source, int from, kv_pool *target,
                        int to);
 void cpu_begin(backend_state *state, const kernel_batch *batch, kv_pool *pool);
-int cpu_finish(backend_state *state, flute_error *err);
 
 #endif

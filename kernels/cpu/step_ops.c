@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "kernels/cpu/state.h"
-#include "kernels/sample.h"
 
 // Products: activations are normed and prepared, then chunks of panels multiplied.
 
@@ -72,8 +71,8 @@ static void gemm_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const backend_state *state = job->state;
     const int64_t first = begin * PANEL_ROWS;
     const int64_t last = end * PANEL_ROWS < job->weight->n_rows ? end * PANEL_ROWS : job->weight->n_rows;
-    float *product =
-        job->out ? job->out + first : state->chunks + (int64_t)worker * state->dims.max_rows * CHUNK_COLS;
+    float *product = job->out ? job->out + first
+                              : state->chunks + (int64_t)worker * state->step.dims.max_rows * CHUNK_COLS;
     const int64_t stride = job->out ? job->stride : CHUNK_COLS;
     state->kernels->gemm(job->weight, state->prepared, job->n_rows, begin, end, product, stride);
     if (job->finish) job->finish(job, first, last - first, product, stride);
@@ -91,11 +90,6 @@ static void gemm(gemm_job *job) {
 
 // The verbs.
 
-// x becomes the sum over all ranks.
-static void sum_ranks(backend_state *state, float *x, int64_t n) {
-    if (state->comm) state->comm->ops->all_reduce(state->comm, x, (size_t)n, NULL, &state->error);
-}
-
 typedef struct embed_job {
     backend_state *state;
     const weight *embedding;
@@ -104,10 +98,11 @@ typedef struct embed_job {
 
 static void embed_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const embed_job *job = (const embed_job *)argument;
-    const int64_t hidden = job->state->dims.hidden;
+    const int64_t hidden = job->state->step.dims.hidden;
     (void)worker;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t id = job->state->ids[row] - job->embedding->first_row; // in this rank's rows, or not
+        const int64_t id =
+            job->state->step.ids[row] - job->embedding->first_row; // in this rank's rows, or not
         float *out = job->state->x + row * hidden;
         if (id >= 0 && id < job->embedding->n_rows)
             cpu_weight_row(job->embedding, id, job->scale, out);
@@ -117,10 +112,10 @@ static void embed_chunk(void *argument, int64_t begin, int64_t end, int worker) 
 }
 
 void cpu_embed(backend_state *state, const weight *embedding, float scale) {
-    if (state->error.code) return;
+    if (state->step.error.code) return;
     embed_job job = {state, embedding, scale};
-    cpu_parallel(state, state->n_rows, state->dims.hidden, embed_chunk, &job);
-    sum_ranks(state, state->x, (int64_t)state->n_rows * state->dims.hidden);
+    cpu_parallel(state, state->step.n_rows, state->step.dims.hidden, embed_chunk, &job);
+    host_sum_ranks(&state->step, state->x, (int64_t)state->step.n_rows * state->step.dims.hidden);
 }
 
 // cos and sin of all rows for these frequencies, computed once a step.
@@ -128,11 +123,11 @@ static const rope_table *rope_of(backend_state *state, const float *inv_freq) {
     for (int i = 0; i < ROPE_TABLES; i++)
         if (state->ropes[i].inv_freq == inv_freq) return &state->ropes[i];
     rope_table *table = &state->ropes[state->next_rope++ % ROPE_TABLES];
-    const int half = state->dims.head_dim / 2;
+    const int half = state->step.dims.head_dim / 2;
     table->inv_freq = inv_freq;
-    for (int row = 0; row < state->n_rows; row++)
+    for (int row = 0; row < state->step.n_rows; row++)
         for (int i = 0; i < half; i++) {
-            float angle = (float)state->positions[row] * inv_freq[i];
+            float angle = (float)state->step.positions[row] * inv_freq[i];
             table->cosines[row * half + i] = cosf(angle);
             table->sines[row * half + i] = sinf(angle);
         }
@@ -160,7 +155,7 @@ static void rotate_chunk(void *argument, int64_t begin, int64_t end, int worker)
     const rotate_job *job = (const rotate_job *)argument;
     const backend_state *state = job->state;
     const cpu_kernels *kernels = state->kernels;
-    const kernel_dims *dims = &state->dims;
+    const kernel_dims *dims = &state->step.dims;
     const int head_dim = dims->head_dim, n_queries = dims->n_heads / dims->n_kv_heads;
     (void)worker;
     for (int64_t i = begin; i < end; i++) {
@@ -175,18 +170,18 @@ static void rotate_chunk(void *argument, int64_t begin, int64_t end, int worker)
             kernels->rotate(head, head_dim, cosines, sines, is_key ? 1.0f : job->args->q_scale);
         }
         const cpu_kv kv = cpu_cached_head(state, job->args->layer, kv_head, row);
-        cpu_kv_append(&kv, state->positions[row], head - head_dim, head);
+        cpu_kv_append(&kv, state->step.positions[row], head - head_dim, head);
     }
 }
 
 void cpu_qkv(backend_state *state, const qkv_args *args) {
-    if (state->error.code || state->dims.n_heads == 0) return;
-    const kernel_dims *dims = &state->dims;
-    prepare(
-        &(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows, state->dims.hidden});
+    if (state->step.error.code || state->step.dims.n_heads == 0) return;
+    const kernel_dims *dims = &state->step.dims;
+    prepare(&(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->step.n_rows,
+                           state->step.dims.hidden});
     gemm(&(gemm_job){.state = state,
                      .weight = args->weight,
-                     .n_rows = state->n_rows,
+                     .n_rows = state->step.n_rows,
                      .out = state->qkv,
                      .stride = cpu_qkv_width(dims)});
     weight stored[2];
@@ -196,8 +191,8 @@ void cpu_qkv(backend_state *state, const qkv_args *args) {
         store_gain(&args->k_norm, dims->head_dim, state->gains + dims->head_dim, &stored[1], &norms[1]);
     rotate_job job = {state, args, rope_of(state, args->inv_freq), args->q_norm.weight ? &norms[0] : NULL,
                       args->k_norm.weight ? &norms[1] : NULL};
-    cpu_parallel(state, (int64_t)state->n_rows * dims->n_kv_heads, cpu_qkv_width(dims) / dims->n_kv_heads,
-                 rotate_chunk, &job);
+    cpu_parallel(state, (int64_t)state->step.n_rows * dims->n_kv_heads,
+                 cpu_qkv_width(dims) / dims->n_kv_heads, rotate_chunk, &job);
 }
 
 typedef struct attend_job {
@@ -209,7 +204,7 @@ typedef struct attend_job {
 static void attend_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const attend_job *job = (const attend_job *)argument;
     const backend_state *state = job->state;
-    const kernel_dims *dims = &state->dims;
+    const kernel_dims *dims = &state->step.dims;
     const int head_dim = dims->head_dim, n_queries = dims->n_heads / dims->n_kv_heads;
     const int window = job->args->window;
     (void)worker;
@@ -218,7 +213,7 @@ static void attend_chunk(void *argument, int64_t begin, int64_t end, int worker)
         const int row = (int)(head / dims->n_kv_heads), kv_head = (int)(head % dims->n_kv_heads);
         const int query = (int)(i % job->tiles) * CPU_ATTENTION_HEADS;
         const int n = n_queries - query < CPU_ATTENTION_HEADS ? n_queries - query : CPU_ATTENTION_HEADS;
-        const int last = state->positions[row];
+        const int last = state->step.positions[row];
         const int first = window > 0 && last >= window ? last - window + 1 : 0;
         const cpu_kv kv = cpu_cached_head(state, job->args->layer, kv_head, row);
         state->kernels->attention(&kv, state->qkv + (head * (n_queries + 2) + query) * head_dim, n, first,
@@ -228,14 +223,15 @@ static void attend_chunk(void *argument, int64_t begin, int64_t end, int worker)
 }
 
 void cpu_attend(backend_state *state, const attend_args *args) {
-    if (state->error.code || state->dims.n_heads == 0) return;
-    const kernel_dims *dims = &state->dims;
+    if (state->step.error.code || state->step.dims.n_heads == 0) return;
+    const kernel_dims *dims = &state->step.dims;
     const int n_queries = dims->n_heads / dims->n_kv_heads;
     attend_job job = {state, args, (n_queries + CPU_ATTENTION_HEADS - 1) / CPU_ATTENTION_HEADS};
     int64_t tokens = 0; // of all rows, as a measure of the work
-    for (int row = 0; row < state->n_rows; row++) tokens += state->positions[row] + 1;
-    const int64_t n = (int64_t)state->n_rows * dims->n_kv_heads * job.tiles;
-    cpu_parallel(state, n, state->n_rows ? tokens / state->n_rows * dims->head_dim : 0, attend_chunk, &job);
+    for (int row = 0; row < state->step.n_rows; row++) tokens += state->step.positions[row] + 1;
+    const int64_t n = (int64_t)state->step.n_rows * dims->n_kv_heads * job.tiles;
+    cpu_parallel(state, n, state->step.n_rows ? tokens / state->step.n_rows * dims->head_dim : 0,
+                 attend_chunk, &job);
 }
 
 static void finish_add(const gemm_job *job, int64_t first, int64_t n, float *product, int64_t stride) {
@@ -252,7 +248,7 @@ typedef struct post_norm_job {
 
 static void post_norm_chunk(void *argument, int64_t begin, int64_t end, int worker) {
     const post_norm_job *job = (const post_norm_job *)argument;
-    const int hidden = job->state->dims.hidden;
+    const int hidden = job->state->step.dims.hidden;
     (void)worker;
     for (int64_t row = begin; row < end; row++) {
         float *product = job->state->normed + row * job->stride;
@@ -262,15 +258,15 @@ static void post_norm_chunk(void *argument, int64_t begin, int64_t end, int work
 }
 
 void cpu_project_add(backend_state *state, const project_args *args) {
-    if (state->error.code) return;
-    const kernel_dims *dims = &state->dims;
+    if (state->step.error.code) return;
+    const kernel_dims *dims = &state->step.dims;
     const bool attention = args->input == PROJECT_ATTENTION;
     const float *input = attention ? state->attn : state->ff;
     const int64_t width = attention ? (int64_t)dims->n_heads * dims->head_dim : dims->n_ff;
     const int64_t stride = round_up(dims->hidden, PANEL_ROWS);
-    gemm_job job = {.state = state, .weight = args->weight, .n_rows = state->n_rows};
-    if (width > 0) prepare(&(prepare_job){state, args->weight, NULL, input, NULL, state->n_rows, width});
-    if (!args->post_norm.weight && !state->comm) {
+    gemm_job job = {.state = state, .weight = args->weight, .n_rows = state->step.n_rows};
+    if (width > 0) prepare(&(prepare_job){state, args->weight, NULL, input, NULL, state->step.n_rows, width});
+    if (!args->post_norm.weight && !state->step.comm) {
         job.finish = finish_add;
         gemm(&job);
         return;
@@ -280,14 +276,14 @@ void cpu_project_add(backend_state *state, const project_args *args) {
     if (width > 0)
         gemm(&job);
     else
-        memset(state->normed, 0, (size_t)(state->n_rows * stride) * sizeof *state->normed);
-    sum_ranks(state, state->normed, state->n_rows * stride);
+        memset(state->normed, 0, (size_t)(state->step.n_rows * stride) * sizeof *state->normed);
+    host_sum_ranks(&state->step, state->normed, state->step.n_rows * stride);
     post_norm_job norm = {state, &args->post_norm, stride};
-    cpu_parallel(state, state->n_rows, dims->hidden, post_norm_chunk, &norm);
+    cpu_parallel(state, state->step.n_rows, dims->hidden, post_norm_chunk, &norm);
 }
 
 static void finish_activate(const gemm_job *job, int64_t first, int64_t n, float *product, int64_t stride) {
-    const int64_t n_ff = job->state->dims.n_ff, channel = first / 2;
+    const int64_t n_ff = job->state->step.dims.n_ff, channel = first / 2;
     const int64_t wanted = channel + n / 2 < n_ff ? n / 2 : n_ff - channel, whole = wanted / 8 * 8;
     for (int row = 0; row < job->n_rows; row++, product += stride) {
         float *out = job->state->ff + row * n_ff + channel, rest[8];
@@ -299,12 +295,12 @@ static void finish_activate(const gemm_job *job, int64_t first, int64_t n, float
 }
 
 void cpu_gate_up(backend_state *state, const gate_up_args *args) {
-    if (state->error.code || state->dims.n_ff == 0) return;
-    prepare(
-        &(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->n_rows, state->dims.hidden});
+    if (state->step.error.code || state->step.dims.n_ff == 0) return;
+    prepare(&(prepare_job){state, args->weight, &args->norm, state->x, NULL, state->step.n_rows,
+                           state->step.dims.hidden});
     gemm(&(gemm_job){.state = state,
                      .weight = args->weight,
-                     .n_rows = state->n_rows,
+                     .n_rows = state->step.n_rows,
                      .finish = finish_activate,
                      .act = args->act});
 }
@@ -315,54 +311,18 @@ static void finish_softcap(const gemm_job *job, int64_t first, int64_t n, float 
         job->state->kernels->softcap(product + row * stride, n, job->cap);
 }
 
-// The columns of all ranks, of which slots holds this one's, as whole rows of logits.
-static void gather_logits(backend_state *state) {
-    const int size = state->comm->size;
-    const int64_t slot = state->n_logits * cpu_slot_width(state);
-    if (state->comm->ops->all_gather(state->comm, state->slots + state->comm->rank * slot, state->slots,
-                                     (size_t)slot * sizeof(float), NULL, &state->error))
-        return;
-    for (int rank = 0; rank < size; rank++) {
-        const layout_run run = layout_share_rows(state->dims.n_vocab, rank, size);
-        const int64_t stride = round_up(run.n, PANEL_ROWS);
-        for (int i = 0; i < state->n_logits; i++)
-            memcpy(state->logits + i * state->logits_stride + run.first,
-                   state->slots + rank * slot + i * stride, (size_t)run.n * sizeof(float));
-    }
-}
-
 void cpu_head(backend_state *state, const head_args *args) {
-    if (state->error.code || state->n_logits == 0) return;
-    float *out = state->logits;
-    int64_t stride = state->logits_stride;
-    if (state->comm) {
-        out = state->slots + state->comm->rank * state->n_logits * cpu_slot_width(state);
-        stride = round_up(args->weight->n_rows, PANEL_ROWS);
-    }
+    if (state->step.error.code || state->step.n_logits == 0) return;
     if (args->weight->n_rows > 0) { // a rank's part may be empty
-        prepare(&(prepare_job){state, args->weight, &args->norm, state->x, state->logits_rows,
-                               state->n_logits, state->dims.hidden});
+        prepare(&(prepare_job){state, args->weight, &args->norm, state->x, state->step.logits_rows,
+                               state->step.n_logits, state->step.dims.hidden});
         gemm(&(gemm_job){.state = state,
                          .weight = args->weight,
-                         .n_rows = state->n_logits,
-                         .out = out,
-                         .stride = stride,
+                         .n_rows = state->step.n_logits,
+                         .out = host_own_logits(&state->step),
+                         .stride = round_up(args->weight->n_rows, PANEL_ROWS),
                          .finish = args->softcap != 0 ? finish_softcap : NULL,
                          .cap = args->softcap});
     }
-    if (state->comm) gather_logits(state);
-}
-
-const float *cpu_logits(backend_state *state, int i) {
-    return state->logits + i * state->logits_stride;
-}
-
-void cpu_sample(backend_state *state, const sample_args *args) {
-    for (int i = 0; i < state->n_logits && args && !state->error.code; i++)
-        sample_token(&args[i], cpu_logits(state, i), state->dims.n_vocab, state->sample_scratch,
-                     &state->tokens[i], &state->error);
-}
-
-const int32_t *cpu_tokens(backend_state *state) {
-    return state->tokens;
+    host_gather_logits(&state->step);
 }

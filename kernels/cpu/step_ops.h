@@ -10,8 +10,5 @@ void cpu_attend(backend_state *state, const attend_args *args);
 void cpu_project_add(backend_state *state, const project_args *args);
 void cpu_gate_up(backend_state *state, const gate_up_args *args);
 void cpu_head(backend_state *state, const head_args *args);
-void cpu_sample(backend_state *state, const sample_args *args);
-const float *cpu_logits(backend_state *state, int i);
-const int32_t *cpu_tokens(backend_state *state);
 
 #endif
