@@ -4,14 +4,17 @@
 //   weigh    how many tokens, of what weight, lie how far below the best: a histogram of each row; where
 //            nothing is drawn, the best is the token
 //   gather   the histogram tells in which bins top-k and top-p cut; tokens before them are summed by chunk,
-//            those in them are listed
+//            the logits of those in them are listed
 //   choose   one block for each row: the cut inside the list, the chunk in which the draw falls, the token
 //            in it
 //
+// choose is short if the list is, which the bins see to: they are narrow near the best logit and widen with
+// the distance from it, so that the spread of the logits does not matter. Of normal ones a bin holds at most
+// 3 %. Only where nearly all logits are equal (or equal but for one far above) are all tokens listed.
+//
 // A block of threads reads chunks one after the other, as many as leave BLOCKS blocks: more would have to
 // take turns. Nothing is sorted. A greedy row is read once, by prepare, and what follows leaves it alone;
-// others are read three times, from L2 after the first, and are copied only if they have penalties. Weights
-// are integers, so that the order in which atomics add them does not matter.
+// others are read three times, from L2 after the first, and are copied only if they have penalties.
 #include "kernels/cuda/sample.h"
 
 #include <cuda_runtime.h>
@@ -20,19 +23,14 @@
 #include "engine/base/fail.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/sample_block.cuh"
 
 namespace {
 
-using u64 = unsigned long long; // what atomicAdd and the shuffles take
-
 enum {
-    THREADS = 1024,
     IDS = 4, // tokens of a thread in a chunk
     CHUNK_TOKENS = IDS * THREADS,
-    BLOCKS = 256,      // two for each SM of a large GPU
-    BINS = THREADS,    // one for each thread
-    BINS_PER_NAT = 32, // the last bin ends at exp(−32), which is less than 2^−46
-    HALF_BITS = 19,    // of a weight: the halves of a chunk's 4096 add up to less than 2^32
+    BLOCKS = 256, // two for each SM of a large GPU
     MAX_CHUNKS = THREADS,
 };
 
@@ -45,11 +43,10 @@ struct sample_job {
     const int32_t *histories;
     int32_t *tokens;
     u64 *best;           // (n_rows, n_blocks) rank of the best token
-    u64 *stays;          // (n_rows, n_chunks) weight of the tokens that surely stay
+    tally *chunks;       // (n_rows, n_chunks) weight of the tokens that surely stay, how many are listed
     u64 *bin_weights;    // (n_rows, BINS)
-    u64 *list;           // (n_rows, n_vocab) ranks of the tokens near a cut, in any order
     uint32_t *bin_sizes; // (n_rows, BINS)
-    uint32_t *n_listed;  // (n_rows)
+    float *list;         // (n_rows, n_vocab) logits near a cut; of each chunk where its tokens begin
     float *penalised;    // (n_rows, n_vocab), of rows that have penalties and are drawn from
 };
 
@@ -57,11 +54,18 @@ struct sample_job {
 
 const u64 RANK_NAN = ~0ull;
 
-__device__ u64 rank_of(float logit, int id) {
-    if (isnan(logit)) return RANK_NAN;
+// Integers in the order of the logits.
+__device__ uint32_t logit_key(float logit) {
     const uint32_t bits = __float_as_uint(logit + 0.0f); // −0 equals 0
-    const uint32_t key = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return (u64)key << 32 | (uint32_t)~id;
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ float key_logit(uint32_t key) {
+    return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+__device__ u64 rank_of(float logit, int id) {
+    return isnan(logit) ? RANK_NAN : (u64)logit_key(logit) << 32 | (uint32_t)~id;
 }
 
 __device__ int rank_id(u64 rank) {
@@ -69,97 +73,20 @@ __device__ int rank_id(u64 rank) {
 }
 
 __device__ float rank_logit(u64 rank) {
-    const uint32_t key = (uint32_t)(rank >> 32);
-    return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
-}
-
-// ---- What a block of threads does together. Every thread calls, every thread gets the result. Warps do the
-// same once for their lanes and once for all warps: a loop over these took every thread 160 instructions or
-// more.
-
-static_assert(THREADS / WARP == WARP, "a lane for each warp");
-
-__device__ u64 lane_max(u64 own) {
-    for (int step = 1; step < WARP; step *= 2) {
-        const u64 other = __shfl_xor_sync(~0u, own, step);
-        own = other > own ? other : own;
-    }
-    return own;
-}
-
-__device__ u64 block_max(u64 own) {
-    __shared__ u64 warps[WARP];
-    own = lane_max(own);
-    __syncthreads(); // the last call has been read
-    if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = own;
-    __syncthreads();
-    return lane_max(warps[threadIdx.x % WARP]);
-}
-
-// A number of tokens, and their weight.
-struct tally {
-    u64 weight;
-    u64 size;
-};
-
-__device__ tally operator+(const tally &a, const tally &b) {
-    return {a.weight + b.weight, a.size + b.size};
-}
-
-__device__ u64 amount(const tally &t, bool by_weight) {
-    return by_weight ? t.weight : t.size;
-}
-
-// Running sums over the threads of a block.
-struct running {
-    tally before, own, all;
-};
-
-__device__ tally operator-(const tally &a, const tally &b) {
-    return {a.weight - b.weight, a.size - b.size};
-}
-
-__device__ tally of_lane(const tally &t, int lane) {
-    return {__shfl_sync(~0u, t.weight, lane), __shfl_sync(~0u, t.size, lane)};
-}
-
-// The sums of all lanes up to each.
-__device__ tally lane_sums(tally upto) {
-    for (int step = 1; step < WARP; step *= 2) {
-        const tally other = {__shfl_up_sync(~0u, upto.weight, step), __shfl_up_sync(~0u, upto.size, step)};
-        if ((int)threadIdx.x % WARP >= step) upto = upto + other;
-    }
-    return upto;
-}
-
-__device__ running block_scan(const tally &own) {
-    __shared__ tally warps[WARP];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const tally upto = lane_sums(own);
-    __syncthreads();
-    if (lane == WARP - 1) warps[warp] = upto;
-    __syncthreads();
-    const tally warps_upto = lane_sums(warps[lane]);
-    return {of_lane(warps_upto, warp) - warps[warp] + upto - own, own, of_lane(warps_upto, WARP - 1)};
-}
-
-// The thread at which the running sum reaches `need`, 1 to all of it.
-struct place {
-    int at;
-    tally before, own;
-};
-
-__device__ place block_find(const running &sums, u64 need, bool by_weight) {
-    __shared__ place found;
-    const u64 before = amount(sums.before, by_weight), own = amount(sums.own, by_weight);
-    if (before < need && before + own >= need) found = {(int)threadIdx.x, sums.before, sums.own};
-    __syncthreads();
-    const place result = found;
-    __syncthreads(); // before the next call changes it
-    return result;
+    return key_logit((uint32_t)(rank >> 32));
 }
 
 // ---- Weights
+
+// Bins of the distance below the best: 64 to each doubling of distance + 2^−11 nats, from 0 to 32 nats, as
+// exp(−32) is less than 2^−46. That is the upper bits of a float.
+const float BIN_START = 0x1p-11f;
+enum { BIN_SHIFT = 23 - 6 };
+
+__device__ int bin_of(float below) {
+    const uint32_t bin = (__float_as_uint(BIN_START - below) - __float_as_uint(BIN_START)) >> BIN_SHIFT;
+    return bin < BINS ? (int)bin : BINS;
+}
 
 struct token_weight {
     int bin;      // BINS: its weight rounds to nothing
@@ -171,10 +98,11 @@ struct weigher {
     float best, temperature;
 
     __device__ token_weight operator()(float logit) const {
-        const float below = (logit - best) / temperature, bin = -below * BINS_PER_NAT;
-        if (!(bin < BINS)) return {BINS, 0.0f, 0};
+        const float below = (logit - best) / temperature;
+        const int bin = bin_of(below);
+        if (bin == BINS) return {BINS, 0.0f, 0};
         const float weight = expf(below);
-        return {(int)bin, weight, (u64)llrintf(weight * 0x1p38f)};
+        return {bin, weight, (u64)llrintf(weight * 0x1p38f)};
     }
 };
 
@@ -218,6 +146,8 @@ __device__ u64 likely_share(const cuda_sample_row &args, u64 weight) {
 struct cut_bins {
     int first, last; // bins in which the last token that stays may lie; BINS, −1: all tokens stay
     place top_k;     // the bin in which top-k cuts; at: −1 if it does not
+
+    __device__ bool may_cut(int bin) const { return (bin >= first && bin <= last) || bin == top_k.at; }
 };
 
 __device__ running row_bins(const sample_job &job, int row) {
@@ -225,66 +155,97 @@ __device__ running row_bins(const sample_job &job, int row) {
     return block_scan({job.bin_weights[bin], job.bin_sizes[bin]});
 }
 
+__device__ place find_top_k_bin(const cuda_sample_row &args, const running &bins) {
+    if (args.top_k <= 0 || (uint32_t)args.top_k >= bins.all.size) return {-1, {0, 0}, {0, 0}};
+    return block_find(bins, args.top_k, amount{false});
+}
+
 __device__ cut_bins find_cut_bins(const cuda_sample_row &args, const running &bins) {
-    cut_bins cut = {BINS, -1, {-1, {0, 0}, {0, 0}}};
+    cut_bins cut = {BINS, -1, find_top_k_bin(args, bins)};
     u64 least = bins.all.weight, most = least;
-    if (args.top_k > 0 && (u64)args.top_k < bins.all.size) {
-        cut.top_k = block_find(bins, args.top_k, false);
+    if (cut.top_k.at >= 0) {
         cut.first = cut.last = cut.top_k.at;
         least = cut.top_k.before.weight, most = least + cut.top_k.own.weight;
     }
     if (args.top_p < 1) {
-        cut.first = block_find(bins, likely_share(args, least), true).at;
-        cut.last = block_find(bins, likely_share(args, most), true).at;
+        cut.first = block_find(bins, likely_share(args, least), amount{true}).at;
+        cut.last = block_find(bins, likely_share(args, most), amount{true}).at;
     }
     return cut;
 }
 
-// The tokens of the list that are in one bin.
-struct listed_bin {
-    const u64 *list;
-    int n;
-    weigher weigh;
-    int bin;
+// The listed logits of a row; a warp reads those of a chunk.
+struct listed {
+    const tally *chunks;
+    const float *logits;
+    int n_chunks;
+
+    // Calls f(logit) for those of a chunk, together for the lanes of the warp; −infinity where there is none.
+    template <typename F> __device__ void each_of_chunk(int chunk, const F &f) const {
+        const int n = (int)chunks[chunk].size, lane = threadIdx.x % WARP;
+        const float *at = logits + chunk * CHUNK_TOKENS;
+        for (int first = 0; first < n; first += IDS * WARP) {
+            float loaded[IDS];
+#pragma unroll
+            for (int k = 0; k < IDS; k++) {
+                const int i = first + k * WARP + lane;
+                loaded[k] = i < n ? at[i] : -INFINITY;
+            }
+#pragma unroll
+            for (int k = 0; k < IDS; k++)
+                if (first + k * WARP < n) f(loaded[k]);
+        }
+    }
+
+    template <typename F> __device__ void each(const F &f) const {
+        for (int chunk = threadIdx.x / WARP; chunk < n_chunks; chunk += THREADS / WARP)
+            each_of_chunk(chunk, f);
+    }
 };
 
-// The rank of the last of them that stays when the best are to hold `need` together; *held: what they hold.
-// Each round divides the range of ranks that is left into BINS parts and goes on with the one that the cut is
-// in.
-__device__ u64 find_cut(const listed_bin &from, u64 need, bool by_weight, tally *held) {
-    __shared__ u64 weights[BINS];
-    __shared__ uint32_t sizes[BINS];
-    u64 high = 0, low = ~0ull;
-    for (int i = threadIdx.x; i < from.n; i += THREADS) {
-        if (from.weigh(rank_logit(from.list[i])).bin != from.bin) continue;
-        high = from.list[i] > high ? from.list[i] : high;
-        low = from.list[i] < low ? from.list[i] : low;
-    }
-    high = block_max(high);
-    low = ~block_max(~low);
-    *held = {0, 0};
-    for (;;) {
-        const int bits = 64 - __clzll((long long)(high - low)), shift = bits > 10 ? bits - 10 : 0;
-        weights[threadIdx.x] = 0;
-        sizes[threadIdx.x] = 0;
+__device__ listed row_list(const sample_job &job, int64_t row) {
+    return {job.chunks + row * job.n_chunks, job.list + row * job.n_vocab, job.n_chunks};
+}
+
+// The tokens that stay: those of a larger logit than this one, and of those that have it the first `most`.
+struct row_cut {
+    float logit;
+    uint32_t most;
+    u64 weight; // of all that stay
+};
+
+// Where the best tokens amount to `need`, which is in this bin. Each round divides the range of keys that is
+// left into BINS parts and goes on with the one that the cut is in.
+__device__ row_cut find_cut(const listed &list, const weigher &weigh, const place &bin, u64 need,
+                            const amount &of) {
+    __shared__ bin_sums parts;
+    uint32_t high = 0, low = ~0u;
+    list.each([&](float logit) {
+        if (weigh(logit).bin != bin.at) return;
+        high = max(high, logit_key(logit)), low = min(low, logit_key(logit));
+    });
+    high = (uint32_t)block_max(high), low = ~(uint32_t)block_max(~low);
+    tally held = bin.before;
+    while (high > low) {
+        const int bits = WARP - __clz((int)(high - low)), shift = max(bits - BIN_BITS, 0);
+        parts.clear();
         __syncthreads();
-        for (int i = threadIdx.x; i < from.n; i += THREADS) {
-            const u64 rank = from.list[i];
-            if (rank < low || rank > high) continue;
-            atomicAdd(&weights[(high - rank) >> shift], from.weigh(rank_logit(rank)).rounded);
-            atomicAdd(&sizes[(high - rank) >> shift], 1u);
-        }
+        list.each([&](float logit) {
+            const uint32_t key = logit_key(logit);
+            const bool inside = key >= low && key <= high;
+            parts.add(inside ? (int)((high - key) >> shift) : BINS, inside ? weigh(logit).rounded : 0);
+        });
         __syncthreads();
-        const running parts = block_scan({weights[threadIdx.x], sizes[threadIdx.x]});
-        const place part = block_find(parts, need, by_weight);
-        need -= amount(part.before, by_weight);
-        *held = *held + part.before;
-        high -= (u64)part.at << shift;
-        if ((high - low) >> shift > 0) low = high - ((1ull << shift) - 1);
-        if (part.own.size > 1 && need < amount(part.own, by_weight)) continue;
-        *held = *held + part.own;
-        return low;
+        const place part = block_find(block_scan(parts.own(), held), need, of);
+        const tally upto = part.before + part.own;
+        held = part.before;
+        high -= (uint32_t)part.at << shift;
+        if ((high - low) >> shift > 0) low = high - ((1u << shift) - 1);
+        if (part.own.size == 1 || of(upto) == need) return {key_logit(low), ~0u, upto.weight};
     }
+    const u64 weight = weigh(key_logit(low)).rounded, each = of({weight, 1});
+    const uint32_t most = (uint32_t)((need - of(held) + each - 1) / each);
+    return {key_logit(low), most, held.weight + most * weight};
 }
 
 // ---- The kernels. Rows were there before the kernel ahead began: which of them are greedy need not wait.
@@ -378,20 +339,17 @@ __global__ void __launch_bounds__(THREADS, 2) prepare(const sample_job job) {
     if (blockIdx.x > 0 || is_greedy(args)) return;
     job.bin_weights[row * BINS + threadIdx.x] = 0;
     job.bin_sizes[row * BINS + threadIdx.x] = 0;
-    if (threadIdx.x == 0) job.n_listed[row] = 0;
 }
 
 __global__ void __launch_bounds__(THREADS, 2) weigh(const sample_job job) {
-    // Shared memory adds words of 32 bits by itself; for longer ones threads would have to take turns.
-    __shared__ uint32_t low[BINS], high[BINS], sizes[BINS];
-    const int bin = threadIdx.x;
+    __shared__ bin_sums bins;
     dependents_launch();
     const int64_t row = blockIdx.y;
     const cuda_sample_row args = job.rows[row];
-    low[bin] = high[bin] = sizes[bin] = 0;
+    bins.clear();
     dependency_wait();
     if (is_greedy(args) && blockIdx.x > 0) return;
-    const u64 best = row_best(job, row);
+    const u64 best = row_best(job, row); // its barriers are also those behind clear()
     if (!is_draw(args, best)) {
         if (blockIdx.x == 0 && threadIdx.x == 0) job.tokens[row] = has_answer(best) ? rank_id(best) : -1;
         return;
@@ -399,43 +357,41 @@ __global__ void __launch_bounds__(THREADS, 2) weigh(const sample_job job) {
     if (!has_cut(args)) return;
     const weigher weigh = {rank_logit(best), args.temperature};
     const chunk_run chunks(job);
-    tally own = {0, 0}; // of this thread's bin
     for (int chunk = chunks.first; chunk < chunks.end; chunk++) {
         float logits[IDS];
         load_chunk(job, row_logits(job, row, args), chunk, logits);
         for (int k = 0; k < IDS; k++) {
             const token_weight token = weigh(logits[k]);
-            if (token.bin == BINS) continue;
-            atomicAdd(&low[token.bin], (uint32_t)token.rounded & ((1u << HALF_BITS) - 1));
-            atomicAdd(&high[token.bin], (uint32_t)(token.rounded >> HALF_BITS));
-            atomicAdd(&sizes[token.bin], 1u);
+            bins.add(token.bin, token.rounded);
         }
-        __syncthreads();
-        own = own + tally{((u64)high[bin] << HALF_BITS) + low[bin], sizes[bin]};
-        low[bin] = high[bin] = sizes[bin] = 0;
-        __syncthreads();
     }
+    __syncthreads();
+    const tally own = bins.own();
     if (own.size == 0) return;
-    atomicAdd(&job.bin_weights[row * BINS + bin], own.weight);
-    atomicAdd(&job.bin_sizes[row * BINS + bin], (uint32_t)own.size);
+    atomicAdd(&job.bin_weights[row * BINS + threadIdx.x], own.weight);
+    atomicAdd(&job.bin_sizes[row * BINS + threadIdx.x], own.size);
 }
 
-// The weight of the chunk's tokens ahead of every cut; those near one are listed.
-__device__ u64 gather_chunk(const sample_job &job, int64_t row, const cuda_sample_row &args, int chunk,
-                            const weigher &weigh, const cut_bins &cut) {
+// Sums the chunk's tokens ahead of every cut and lists those near one.
+__device__ void gather_chunk(const sample_job &job, int64_t row, const cuda_sample_row &args, int chunk,
+                             const weigher &weigh, const cut_bins &cut) {
     float logits[IDS];
-    tally stays = {0, 0};
+    bool near[IDS];
+    tally own = {0, 0};
     load_chunk(job, row_logits(job, row, args), chunk, logits);
+#pragma unroll
     for (int k = 0; k < IDS; k++) {
         const token_weight token = weigh(logits[k]);
-        if (token.bin < cut.first) {
-            if (token.weight >= least_weight(args)) stays.weight += token.rounded;
-        } else if (token.bin <= cut.last || token.bin == cut.top_k.at) {
-            job.list[row * job.n_vocab + atomicAdd(&job.n_listed[row], 1u)] =
-                rank_of(logits[k], token_id(chunk, k));
-        }
+        if (token.bin < cut.first && token.weight >= least_weight(args)) own.weight += token.rounded;
+        near[k] = cut.may_cut(token.bin);
+        own.size += near[k];
     }
-    return block_scan(stays).all.weight;
+    const running sums = block_scan(own);
+    float *list = job.list + row * job.n_vocab + chunk * CHUNK_TOKENS + sums.before.size;
+#pragma unroll
+    for (int k = 0; k < IDS; k++)
+        if (near[k]) *list++ = logits[k];
+    if (threadIdx.x == 0) job.chunks[row * job.n_chunks + chunk] = sums.all;
 }
 
 __global__ void __launch_bounds__(THREADS, 1) gather(const sample_job job) {
@@ -449,70 +405,89 @@ __global__ void __launch_bounds__(THREADS, 1) gather(const sample_job job) {
     const weigher weigh = {rank_logit(best), args.temperature};
     const cut_bins cut = find_cut_bins(args, row_bins(job, row));
     const chunk_run chunks(job);
-    for (int chunk = chunks.first; chunk < chunks.end; chunk++) {
-        const u64 weight = gather_chunk(job, row, args, chunk, weigh, cut);
-        if (threadIdx.x == 0) job.stays[row * job.n_chunks + chunk] = weight;
-    }
+    for (int chunk = chunks.first; chunk < chunks.end; chunk++)
+        gather_chunk(job, row, args, chunk, weigh, cut);
 }
 
-// The rank of the last token that top-k and top-p keep; 0 if they keep all.
-__device__ u64 row_cut(const sample_job &job, int64_t row, const cuda_sample_row &args, const weigher &weigh,
-                       int n_listed) {
-    if (!has_cut(args)) return 0;
+// Top-k's cut first, if there is one, then top-p's, of what that leaves: by the same code, as a kernel of one
+// block waits for its instructions.
+__device__ row_cut find_row_cut(const sample_job &job, int64_t row, const cuda_sample_row &args,
+                                const weigher &weigh) {
+    if (!has_cut(args)) return {-INFINITY, 0, 0}; // all stay
+    const listed list = row_list(job, row);
     const running bins = row_bins(job, row);
-    const cut_bins cut = find_cut_bins(args, bins);
-    const u64 *list = job.list + row * job.n_vocab;
-    u64 rank = 0, weight = bins.all.weight;
-    tally held;
-    if (cut.top_k.at >= 0) {
-        rank =
-            find_cut({list, n_listed, weigh, cut.top_k.at}, args.top_k - cut.top_k.before.size, false, &held);
-        weight = cut.top_k.before.weight + held.weight;
+    row_cut cut = {-INFINITY, 0, bins.all.weight};
+    place bin = find_top_k_bin(args, bins);
+    amount of = {false};
+    u64 need = args.top_k;
+    for (;;) {
+        if (bin.at >= 0) cut = find_cut(list, weigh, bin, need, of);
+        if (of.by_weight || !(args.top_p < 1)) return cut;
+        of.by_weight = true;
+        need = likely_share(args, cut.weight);
+        bin = block_find(bins, need, of);
     }
-    if (args.top_p < 1) {
-        const u64 need = likely_share(args, weight);
-        const place bin = block_find(bins, need, true);
-        rank = find_cut({list, n_listed, weigh, bin.at}, need - bin.before.weight, true, &held);
-    }
-    return rank;
 }
 
-// A row's kept tokens: their weights, 0 for others.
+// What stays of a row's tokens: a tally is of the weight before the cut, and of how many tokens are equal to
+// it, of which only the first may stay.
 struct kept {
-    u64 cut;
-    float least;
     weigher weigh;
+    float least;
+    row_cut cut;
 
-    __device__ u64 operator()(u64 rank) const {
-        const token_weight token = weigh(rank_logit(rank));
-        return rank >= cut && token.weight >= least ? token.rounded : 0;
+    __device__ u64 weight(float logit) const {
+        const token_weight token = weigh(logit);
+        return token.weight >= least ? token.rounded : 0;
+    }
+
+    __device__ tally operator()(float logit) const {
+        return {logit > cut.logit ? weight(logit) : 0, logit == cut.logit};
     }
 };
 
-// Which token of a chunk the draw hits that goes `need` into its weight: the ids of a thread are adjacent.
-__device__ void draw_in_chunk(const sample_job &job, int64_t row, const float *logits, int chunk,
-                              const kept &weight, u64 need) {
-    const int first = chunk * CHUNK_TOKENS + threadIdx.x * IDS;
-    u64 weights[IDS];
-    tally own = {0, 0};
-    for (int i = 0; i < IDS; i++) {
-        weights[i] = 0;
-        if (first + i < job.n_vocab) weights[i] = weight(rank_of(logits[first + i], first + i));
-        own.weight += weights[i];
+struct kept_weight {
+    u64 each; // of those that are equal to the cut
+    uint32_t most;
+
+    __device__ u64 operator()(const tally &t) const { return t.weight + each * min(t.size, most); }
+};
+
+// Of each chunk, by a warp.
+__device__ void sum_chunks(const listed &list, const kept &keep, tally *sums) {
+    for (int chunk = threadIdx.x / WARP; chunk < list.n_chunks; chunk += THREADS / WARP) {
+        tally own = {0, 0};
+        list.each_of_chunk(chunk, [&](float logit) { own = own + keep(logit); });
+        const tally near = lane_sums(own);
+        if (threadIdx.x % WARP == WARP - 1)
+            sums[chunk] = {list.chunks[chunk].weight + near.weight, near.size};
     }
-    const place hit = block_find(block_scan(own), need, true);
-    if (hit.at != (int)threadIdx.x) return;
-    u64 sum = hit.before.weight;
+}
+
+// Which token of a chunk makes what stays weigh `need`: the ids of a thread are adjacent.
+__device__ void draw_in_chunk(const sample_job &job, int64_t row, const float *logits, const place &chunk,
+                              const kept &keep, const kept_weight &of, u64 need) {
+    const int first = chunk.at * CHUNK_TOKENS + threadIdx.x * IDS;
+    tally tokens[IDS], own = {0, 0};
+#pragma unroll
     for (int i = 0; i < IDS; i++) {
-        sum += weights[i];
-        if (sum < need) continue;
+        tokens[i] = keep(first + i < job.n_vocab ? logits[first + i] : -INFINITY);
+        own = own + tokens[i];
+    }
+    const place hit = block_find(block_scan(own, chunk.before), need, of);
+    if (hit.at != (int)threadIdx.x) return;
+    tally upto = hit.before;
+#pragma unroll
+    for (int i = 0; i < IDS; i++) {
+        upto = upto + tokens[i];
+        if (of(upto) < need) continue;
         job.tokens[row] = first + i;
         return;
     }
 }
 
 __global__ void __launch_bounds__(THREADS) choose(const sample_job job) {
-    __shared__ u64 chunks[MAX_CHUNKS];
+    __shared__ tally chunks[MAX_CHUNKS];
     dependents_launch();
     const int64_t row = blockIdx.x;
     const cuda_sample_row args = job.rows[row];
@@ -521,22 +496,18 @@ __global__ void __launch_bounds__(THREADS) choose(const sample_job job) {
     const u64 best = row_best(job, row);
     if (!is_draw(args, best)) return;
     const weigher weigh = {rank_logit(best), args.temperature};
-    const int n_listed = job.n_listed[row];
-    const kept weight = {row_cut(job, row, args, weigh, n_listed), least_weight(args), weigh};
+    const kept keep = {weigh, least_weight(args), find_row_cut(job, row, args, weigh)};
 
-    const int i = threadIdx.x;
-    chunks[i] = i < job.n_chunks ? job.stays[row * job.n_chunks + i] : 0;
+    chunks[threadIdx.x] = {0, 0};
     __syncthreads();
-    for (int item = i; item < n_listed; item += THREADS) {
-        const u64 rank = job.list[row * job.n_vocab + item];
-        atomicAdd(&chunks[rank_id(rank) / CHUNK_TOKENS], weight(rank));
-    }
+    sum_chunks(row_list(job, row), keep, chunks);
     __syncthreads();
-    const running sums = block_scan({chunks[i], 0});
-    const u64 target = (u64)(args.uniform * (double)sums.all.weight);
-    const u64 need = target < sums.all.weight ? target + 1 : target; // the product may have been rounded up
-    const place chunk = block_find(sums, need, true);
-    draw_in_chunk(job, row, row_logits(job, row, args), chunk.at, weight, need - chunk.before.weight);
+    const running sums = block_scan(chunks[threadIdx.x]);
+    const kept_weight of = {keep.weight(keep.cut.logit), keep.cut.most};
+    const u64 all = of(sums.all), target = (u64)(args.uniform * (double)all);
+    const u64 need = target < all ? target + 1 : target; // the product may have been rounded up
+    const place chunk = block_find(sums, need, of);
+    draw_in_chunk(job, row, row_logits(job, row, args), chunk, keep, of, need);
 }
 
 // ---- Launch
@@ -563,11 +534,10 @@ size_t divide_scratch(sample_job *job, void *scratch, int n_rows) {
         at += rows * n * sizeof **array;
     };
     take(&job->best, chunks); // at least n_blocks
-    take(&job->stays, chunks);
+    take(&job->chunks, chunks);
     take(&job->bin_weights, BINS);
-    take(&job->list, vocab);
     take(&job->bin_sizes, BINS);
-    take(&job->n_listed, 1);
+    take(&job->list, vocab);
     take(&job->penalised, vocab);
     return (size_t)(at - (uint8_t *)scratch);
 }

@@ -35,14 +35,19 @@ typedef struct batch {
     sample_args args[MAX_ROWS];
 } batch;
 
+// About normal, with a standard deviation of 0.82.
+static float random_bell(void) {
+    float sum = -4;
+    for (int k = 0; k < 8; k++) sum += (float)random_bits() * 0x1p-32f;
+    return sum;
+}
+
 static void random_logits(float *logits, int n) {
     static const float spreads[] = {0.1f, 1, 3, 3, 3, 20};
     const float spread = RANDOM_OF(spreads);
     const int kind = random_below(5);
     for (int i = 0; i < n; i++) {
-        float sum = -4;
-        for (int k = 0; k < 8; k++) sum += (float)random_bits() * 0x1p-32f;
-        logits[i] = spread * sum;
+        logits[i] = spread * random_bell();
         if (kind == 1) logits[i] = rintf(logits[i]); // ties, zeros of both signs
         if (kind == 2 && random_below(3) == 0) logits[i] = -INFINITY;
         if (kind == 3) logits[i] = 2.5f;
@@ -283,6 +288,42 @@ static bool check_vocabulary(int n_rows, int n_vocab, int n_batches) {
     return good && n_near <= 1 + n_all / 100;
 }
 
+// Nearly all tokens weigh the same, so that the filters cut among thousands: all logits equal, normal ones,
+// few values, and one far above the others, which are then in few bins of the sampler.
+enum { FLAT_EQUAL, FLAT_NORMAL, FLAT_ROUNDED, FLAT_BELOW_ONE, N_FLAT };
+
+static void flat_logits(float *logits, int n, int kind) {
+    for (int i = 0; i < n; i++) {
+        logits[i] = kind == FLAT_EQUAL ? 0.7f : 0.06f * random_bell();
+        if (kind == FLAT_ROUNDED) logits[i] = rintf(logits[i] * 64) / 64;
+    }
+    if (kind == FLAT_BELOW_ONE) logits[random_below(n)] = 6;
+}
+
+static bool check_flat(int n_vocab) {
+    const sample_args filters[] = {{.top_p = 0.9f},
+                                   {.top_p = 1, .top_k = n_vocab / 3},
+                                   {.top_p = 1, .min_p = 0.93f},
+                                   {.top_p = 0.7f, .top_k = n_vocab / 2, .min_p = 0.8f}};
+    enum { N_FILTERS = sizeof filters / sizeof *filters };
+    batch b = {.n_rows = N_FLAT * N_FILTERS, .n_vocab = n_vocab, .stride = n_vocab};
+    void *scratch = host_memory(sample_scratch_bytes(n_vocab));
+    int32_t tokens[MAX_ROWS];
+    int n_near = 0;
+    b.logits = host_memory(logits_bytes(&b));
+    for (int i = 0; i < b.n_rows; i++) {
+        flat_logits(b.logits + i * b.stride, n_vocab, i / N_FILTERS);
+        b.args[i] = filters[i % N_FILTERS];
+        b.args[i].temperature = 1;
+        b.args[i].seed = random_bits();
+    }
+    batch_run(&b, true, tokens);
+    const bool good = batch_check(&b, tokens, scratch, &n_near) && n_near <= 1;
+    free(b.logits);
+    free(scratch);
+    return good;
+}
+
 // A captured graph, replayed with other arguments, gives what a call with these gives.
 static bool check_replay(int n_vocab, int n_replays) {
     void *scratch = host_memory(sample_scratch_bytes(n_vocab));
@@ -368,7 +409,7 @@ int main(int argc, char **argv) {
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
     const int n_batches = argc > 2 ? atoi(argv[2]) : 60;
     random_state = seed * 2 + 1;
-    printf("1..%d\n# seed %llu\n", N + 4, (unsigned long long)seed);
+    printf("1..%d\n# seed %llu\n", N + 5, (unsigned long long)seed);
     for (int i = 0; i < N; i++) {
         const int n = vocabularies[i] < 10000 ? 10 * n_batches : n_batches;
         failed += report(i + 1, check_vocabulary(0, vocabularies[i], n), "vocabulary of", vocabularies[i]);
@@ -376,8 +417,9 @@ int main(int argc, char **argv) {
     // Five chunks of tokens: a block of threads takes three of them, another the other two.
     failed += report(N + 1, check_vocabulary(MANY_ROWS, 20000, (n_batches + 9) / 10),
                      "vocabulary of 20000, rows:", MANY_ROWS);
-    failed += report(N + 2, check_replay(5000, 2 * n_batches), "replays of a graph:", 2 * n_batches);
-    failed += report(N + 3, check_not_finite(), "logits that are not finite, rows:", 5);
-    failed += report(N + 4, check_refusals(), "refusals:", 4);
+    failed += report(N + 2, check_flat(128256), "flat logits, vocabulary of", 128256);
+    failed += report(N + 3, check_replay(5000, 2 * n_batches), "replays of a graph:", 2 * n_batches);
+    failed += report(N + 4, check_not_finite(), "logits that are not finite, rows:", 5);
+    failed += report(N + 5, check_refusals(), "refusals:", 4);
     return failed > 0;
 }
