@@ -430,6 +430,21 @@ __device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t
         : "memory");
 }
 
+// Copies to `to` and counts at `barrier` in each block of the cluster whose bit of `ranks` is set, at the
+// same offsets there: one read from L2 for all.
+__device__ __forceinline__ void copy_to_cluster(uint32_t to, const void *from, uint32_t bytes,
+                                                uint32_t barrier, uint16_t ranks) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "h"(ranks)
+                 : "memory");
+}
+
+// Arrives at a barrier of any block of the cluster; there: a cluster_address.
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t there) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+
 // What blocks hand to each other goes through L2: another SM's L1 does not hear of it. A place is empty, all
 // ones, until something is there: a NaN that no instruction makes.
 __device__ __forceinline__ float4 load_partial(const float4 *p) {

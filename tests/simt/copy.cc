@@ -95,26 +95,41 @@ void mbarrier_wait(uint32_t at, uint32_t parity) {
     while (!mbarrier_done(at, parity)) {}
 }
 
-void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t at_mbarrier) {
-    uint8_t *const own = (uint8_t *)shared_at(at, bytes, bytes);
-    if (at >= SHARED_CAPACITY || at_mbarrier >= SHARED_CAPACITY)
-        stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
+// Dynamic shared memory of the block of this rank.
+static uint8_t *cluster_memory(int rank) {
     const unsigned blocks = m->what->cluster, mine = block_number();
     if (rank < 0 || rank >= (int)blocks) stop("a cluster of %u blocks has no rank %d", blocks, rank);
     const unsigned wanted = mine / blocks * blocks + (unsigned)rank;
-    if (wanted == mine) {
-        memcpy(own, value, bytes);
-        mbarrier_count(at_mbarrier, 0, -(int64_t)bytes);
-        return;
-    }
+    if (wanted == mine) return (uint8_t *)shared_at(0, 0, 1);
     uint8_t *const its_smem = parked_shared(wanted);
     if (!its_smem) stop("block %u of the cluster has not begun, or has ended", wanted);
-    memcpy(its_smem + at, value, bytes);
-    mbarrier &b = *(mbarrier *)(its_smem + at_mbarrier);
+    return its_smem;
+}
+
+// Counts at an mbarrier there. Who waits for it in another block looks again when that goes on.
+static void cluster_count(uint32_t at, int rank, int arrivals, int64_t bytes) {
+    if (at >= SHARED_CAPACITY) stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
+    uint8_t *const memory = cluster_memory(rank);
+    if (memory == shared_at(0, 0, 1)) return mbarrier_count(at, arrivals, bytes);
+    mbarrier &b = *(mbarrier *)(memory + at);
     if (b.sign != MBARRIER_SIGN)
-        stop("shared memory at %#x of block %u holds no mbarrier", at_mbarrier, wanted);
-    b.bytes -= bytes;
+        stop("shared memory at %#x of the block of rank %d holds no mbarrier", at, rank);
+    if (b.pending < (unsigned)arrivals)
+        stop("mbarrier at %#x of rank %d: more arrivals than the %u of a phase", at, rank,
+             (unsigned)b.expected);
+    b.pending -= (unsigned)arrivals, b.bytes += bytes;
     if (b.pending == 0 && b.bytes == 0) b.pending = b.expected, b.parity ^= 1;
+}
+
+void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t at_mbarrier) {
+    shared_at(at, bytes, bytes < 16 ? bytes : 16);
+    if (at >= SHARED_CAPACITY) stop("a cluster shares dynamic shared memory alone");
+    memcpy(cluster_memory(rank) + at, value, bytes);
+    cluster_count(at_mbarrier, rank, 0, -(int64_t)bytes);
+}
+
+void cluster_arrive_at(uint32_t at_mbarrier, int rank) {
+    cluster_count(at_mbarrier, rank, 1, 0);
 }
 
 // Copies. Whether one happens at once or as late as it may is drawn: the first finds memory that is still
@@ -137,6 +152,14 @@ void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
         land(l);
     else
         m->landings.push_back(l);
+}
+
+void copy_cluster(uint32_t to, const void *from, uint32_t bytes, uint32_t at, unsigned ranks) {
+    check_copy(to, from, bytes, bytes);
+    const unsigned mine = block_number() % m->what->cluster;
+    for (unsigned rank = 0; ranks >> rank; rank++)
+        if (rank != mine && ranks >> rank & 1) cluster_store(to, (int)rank, from, bytes, at);
+    if (ranks >> mine & 1) copy_bulk(to, from, bytes, at);
 }
 
 void copy_async(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_read) {

@@ -360,11 +360,11 @@ void try_parked_blocks() {
     }
 }
 
-void finish_parked_blocks() {
-    while (!parked.empty()) {
+// As far as they get.
+void continue_parked_blocks() {
+    for (woken = true; woken && !parked.empty();) {
         woken = false;
         try_parked_blocks();
-        if (!woken) stop("deadlock: %zu blocks wait for others that never come", parked.size());
     }
 }
 
@@ -403,9 +403,10 @@ void run(const launch &what, const launch *next) {
             prepare_block();
         }
         if (!finish_block()) park_block();
-        if (size > 1 && i % size == size - 1) finish_parked_blocks();
+        if (size > 1 && i % size == size - 1) continue_parked_blocks();
     }
-    finish_parked_blocks();
+    continue_parked_blocks();
+    if (!parked.empty()) stop("deadlock: %zu blocks wait for others that never come", parked.size());
     forget_clusters(number, n / size);
     m->what = nullptr;
 }

@@ -522,6 +522,18 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
     return cudaSuccess;
 }
 
+// As many as have an SM for each of their blocks.
+cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *kernel,
+                                           const cudaLaunchConfig_t *config) {
+    int cluster = 1;
+    for (unsigned i = 0; i < config->numAttrs; i++)
+        if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+            cluster = (int)config->attrs[i].val.clusterDim.x;
+    if (!kernel || cluster < 1 || cluster > simt::MAX_CLUSTER) return report(cudaErrorInvalidValue);
+    *clusters = d.n_sms / cluster;
+    return cudaSuccess;
+}
+
 // control.h
 
 void simt_set_sms(int n_sms) {

@@ -94,9 +94,12 @@ void word_wait(const uint32_t *word, uint32_t empty);
 void cluster_arrive();
 void cluster_wait();
 void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t mbarrier);
+void cluster_arrive_at(uint32_t mbarrier, int rank); // in the same block
 
 // Asynchronous copies: by block, completing an mbarrier; by thread, in groups.
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier);
+void copy_cluster(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier,
+                  unsigned ranks); // a bit each
 void copy_async(uint32_t to, const void *from, uint32_t bytes, uint32_t bytes_read);
 void copies_commit();
 void copies_wait(int groups_left);

@@ -443,6 +443,52 @@ static __global__ void cluster_kernel(float *out, int size, bool wait) {
     out[blockIdx.x * 32 + threadIdx.x] = sum;
 }
 
+// Blocks of a cluster read the same stages of 32 words, of which each copies a part for all, into one place:
+// when the whole cluster has read a stage, the next one comes.
+static __global__ void shared_stages_kernel(const uint32_t *from, uint32_t *out, int size, int n_stages) {
+    extern __shared__ __align__(1024) uint8_t smem[];
+    const uint32_t words = shared_address(smem), full = words + 128, free = full + 8;
+    const int rank = (int)blockIdx.x % size, thread = (int)threadIdx.x, part = 128 / size;
+    if (thread == 0) barrier_init(full, 1), barrier_init(free, 32 * size), barrier_init_fence();
+    cluster_arrive();
+    cluster_wait();
+    uint32_t sum = 0;
+    for (int i = 0; i < n_stages; i++) {
+        if (thread == 0) {
+            barrier_wait(free, (i + 1) % 2);
+            barrier_expect(full, 128);
+            copy_to_cluster(words + rank * part, (const uint8_t *)(from + i * 32) + rank * part, part, full,
+                            (uint16_t)((1 << size) - 1));
+        }
+        barrier_wait(full, i % 2);
+        sum = sum * 3 + load_shared(words + thread * 4);
+        for (int other = 0; other < size; other++) barrier_arrive_cluster(cluster_address(free, other));
+    }
+    if (thread == 0) barrier_wait(free, (n_stages + 1) % 2); // others arrive here, too
+    out[blockIdx.x * 32 + thread] = sum;
+}
+
+static void test_cluster_copies(void **) {
+    enum { STAGES = 5 };
+    simt_set_sms(4);
+    std::vector<uint32_t> words(STAGES * 32);
+    for (size_t i = 0; i < words.size(); i++) words[i] = (uint32_t)(i * i + 7);
+    const device_array<uint32_t> from(words);
+    for (int size : {1, 2, 4}) {
+        device_array<uint32_t> out((size_t)(2 * size * 32));
+        assert_int_equal(cuda_launch_clusters(shared_stages_kernel, dim3((unsigned)(2 * size)), size, 32, 256,
+                                              nullptr, false, from.data, out.data, size, (int)STAGES),
+                         cudaSuccess);
+        const std::vector<uint32_t> v = out.read();
+        for (size_t i = 0; i < v.size(); i++) {
+            uint32_t want = 0;
+            for (size_t stage = 0; stage < STAGES; stage++) want = want * 3 + words[stage * 32 + i % 32];
+            assert_int_equal(v[i], want);
+        }
+    }
+    simt_set_sms(2);
+}
+
 static void test_clusters(void **) {
     simt_set_sms(4);
     for (int size : {1, 2, 4})
@@ -747,6 +793,7 @@ int main() {
         cmocka_unit_test(test_streams_run_late),
         cmocka_unit_test(test_overlapped_launches),
         cmocka_unit_test(test_clusters),
+        cmocka_unit_test(test_cluster_copies),
         cmocka_unit_test(test_code_for_older_devices),
         cmocka_unit_test(test_pageable_memory_is_staged),
         cmocka_unit_test(test_graphs),

@@ -400,6 +400,15 @@ __device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t
     simt::cluster_store(there & 0xffffff, (int)(there >> 24), &v, sizeof v, barrier & 0xffffff);
 }
 
+__device__ __forceinline__ void copy_to_cluster(uint32_t to, const void *from, uint32_t bytes,
+                                                uint32_t barrier, uint16_t ranks) {
+    simt::copy_cluster(to, from, bytes, barrier, ranks);
+}
+
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t there) {
+    simt::cluster_arrive_at(there & 0xffffff, (int)(there >> 24));
+}
+
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return *p;
 }
