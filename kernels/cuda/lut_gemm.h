@@ -20,6 +20,7 @@ typedef struct lut_device {
     int ordinal;
     int n_sms;
     int most_cluster; // blocks of threads that a cluster may have; 1: the device has none
+    int n_pairs;      // clusters of two blocks with an SM each that run at the same time
     int shared;       // bytes of shared memory that a block of threads may have
     int code_version; // what the kernels that are loaded were compiled for: 80, 86, 89, or 90 and later
     bool has_wide;    // the kernels for many tokens run here: compute capability 9.0, Hopper

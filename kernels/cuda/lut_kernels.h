@@ -28,8 +28,8 @@ struct lut_params {
     // lut_tile, lut_ampere: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage;
     // bytes from one token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
-    // lut_wide: tiles of tokens; tiles of the matrix that blocks take whole, in waves, and those behind them,
-    // whose stages blocks share evenly, rest_each for each and one more for the first rest_more; where blocks
+    // lut_wide: tiles of tokens; tiles of the matrix that teams take whole, in waves, and those behind them,
+    // whose stages teams share evenly, rest_each for each and one more for the first rest_more; where blocks
     // leave partial sums
     int token_tiles, waves, tile_stages, rest_each, rest_more;
     int y_aligned; // rows of y can be stored four at a time
@@ -43,18 +43,25 @@ struct lut_params {
 
 typedef void (*lut_kernel)(lut_params);
 
-// lut_wide: rows of a tile (64 for each warpgroup) and their panels.
-enum {
-    WIDE_GROUPS = 4,
-    WIDE_ROWS = 64 * WIDE_GROUPS,
-    WIDE_PANELS = WIDE_ROWS / 16,
-    WIDE_WARPS = 4 * WIDE_GROUPS
-};
-enum { WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
-enum { WIDE_PITCH = 20, WIDE_SUMS_BYTES = WIDE_WARPS * 8 * WIDE_PITCH * 4 }; // of its epilogue
-enum { WIDE_MAX_TOKENS = 128 };                                              // of its largest tile
+// lut_wide: warps that multiply, each with a panel of 16 rows of the tile.
+enum { WIDE_PITCH = 20 }; // floats from token to token of its results, in shared memory
+enum { WIDE_WARPS = 16, WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
+enum { WIDE_MAX_TOKENS = 128 }; // of its largest tile
 
-// A stage of its ring: codes and scales of 16 panels, then the arranged activations.
+// Its tiles. With two slices two warps share a panel and take stages of K in turn, so that a tile has half as
+// many rows. Blocks of a team, a cluster, have neighbouring rows and the same tokens: each copies a part of
+// the activations for all.
+struct wide_tile {
+    int tokens, slices, team;
+
+    __host__ __device__ constexpr int panels() const { return WIDE_WARPS / slices; }
+    // Bytes in shared memory for each warp's results, and for what slices hand each other.
+    __host__ __device__ constexpr int warp_sums() const { return slices > 1 ? 1024 : 8 * WIDE_PITCH * 4; }
+};
+constexpr wide_tile wide_tiles[] = {{8, 1, 1}, {16, 1, 1}, {32, 1, 1}, {64, 1, 1}, {128, 1, 2}, {128, 2, 2}};
+enum { WIDE_TILES = sizeof wide_tiles / sizeof *wide_tiles };
+
+// A stage of its ring: codes and scales of a tile's panels, then the arranged activations.
 struct wide_stage {
     int blocks;      // of 128 columns
     int panel_bytes; // from one panel to the next
@@ -62,13 +69,13 @@ struct wide_stage {
 };
 
 // Few tokens: stages twice as long, because the copies are what an SM has not enough of.
-__host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, int tokens) {
+__host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, wide_tile tile) {
     wide_stage s = {};
-    s.blocks = tokens <= 32 && bits < 8 ? 2 : 1;
+    s.blocks = tile.tokens <= 32 && bits < 8 ? 2 : 1;
     s.panel_bytes =
         s.blocks * 16 * 128 * bits / 8 + (group >= 128 * s.blocks ? 1 : s.blocks * 128 / group) * 32;
-    s.x_at = (WIDE_PANELS * s.panel_bytes + 1023) / 1024 * 1024;
-    s.bytes = s.x_at + s.blocks * 128 * tokens * 2;
+    s.x_at = (tile.panels() * s.panel_bytes + 1023) / 1024 * 1024;
+    s.bytes = s.x_at + s.blocks * 128 * tile.tokens * 2;
     return s;
 }
 
@@ -115,11 +122,11 @@ lut_kernel lut_ampere_w3(int group, int n_tiles);
 lut_kernel lut_ampere_w4(int group, int n_tiles);
 lut_kernel lut_ampere_w8(int group, int n_tiles);
 
-// Tiles of 8, 16, 32, 64 or 128 tokens, sm_90a only; p.x: arranged activations.
-lut_kernel lut_wide_w2(int group, int tokens);
-lut_kernel lut_wide_w3(int group, int tokens);
-lut_kernel lut_wide_w4(int group, int tokens);
-lut_kernel lut_wide_w8(int group, int tokens);
+// tile: the index in wide_tiles; sm_90a only; p.x: arranged activations.
+lut_kernel lut_wide_w2(int group, int tile);
+lut_kernel lut_wide_w3(int group, int tile);
+lut_kernel lut_wide_w4(int group, int tile);
+lut_kernel lut_wide_w8(int group, int tile);
 
 // Arranges activations (order.cuh) that lie in rows. Columns up to n_blocks · 128 and tokens up to whole
 // tiles are zeros.

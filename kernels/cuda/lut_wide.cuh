@@ -7,6 +7,11 @@
 // of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add
 // up their sums.
 //
+// 128 tokens: two blocks, a cluster, have tiles one below the other and share x beyond that: each copies half
+// of every stage into the shared memory of both (3 to 5 % of a prompt of 2048 tokens). Where a matrix has few
+// rows, blocks would spend a third of their time with each other's sums; there a tile has 128 rows, and two
+// warpgroups take one half of each stage's columns, two the other: half as many sums to pass on.
+//
 // The stream. Two more warps fill a ring. A stage is 128 columns (256 for few tokens): codes and scales of 16
 // panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in shared
 // memory. The first weights are under way before the kernels ahead have finished.
@@ -24,11 +29,12 @@
 //   128            15     64           16 + 8 + 32 + 8 = 64
 //
 // DRAM counts for one tile of tokens (two at 128). Shared memory is the limit up to 64 tokens and a tie with
-// the tensor cores beyond; there a kernel without lookups was no faster. Codes at 2 and 3 bits: 4 and 6
-// instead of 8; at 8 bits the table takes 32 and codes 16. A taller tile would leave no registers for sums; a
-// wider one (128 × 256) saves 4 of the 64 clocks and asks L2 for half as many bytes again (36 a clock instead
-// of 24). Instructions of 128 columns and a warp at 4 bits: 115 to 32 tokens, of 464 issue slots that DRAM
-// leaves it.
+// the tensor cores beyond, where two slices (B in: 16) take 72. It is busy for four fifths of the time of the
+// stages: at 256 tokens a kernel without lookups takes 5 % less, without copies 10 %, and without both its
+// tensor cores never wait. A wgmma takes 13 clocks at least. Codes at 2 and 3 bits: 4 and 6 instead of 8; at
+// 8 bits the table takes 32 and codes 16. A taller tile would leave no registers for sums; a wider one (128 ×
+// 256) saves 4 of the 64 clocks and asks L2 for half as many bytes again. Instructions of 128 columns and a
+// warp at 4 bits: 115 to 32 tokens, of 464 issue slots that DRAM leaves it.
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
 #define FLUTE_CUDA_LUT_WIDE_CUH
 
@@ -40,36 +46,63 @@
 enum { WIDE_PRODUCER_REGISTERS = 32, WIDE_CONSUMER_REGISTERS = 112 };
 
 // Stages of a tile, in blocks of 128 columns and bytes.
-template <int BITS, int GROUP, int TOKENS> struct wide_shape {
+template <int BITS, int GROUP, int TILE> struct wide_shape {
     using layout = unit_layout<BITS, GROUP>;
-    static constexpr wide_stage stage = wide_stage_of(BITS, GROUP, TOKENS);
+    static constexpr wide_tile tile = wide_tiles[TILE];
+    static constexpr wide_stage stage = wide_stage_of(BITS, GROUP, tile);
+    enum { TOKENS = tile.tokens, SLICES = tile.slices, TEAM = tile.team, PANELS = tile.panels() };
     enum { block_x = 128 * TOKENS * 2, units = stage.blocks / layout::blocks }; // units: 0 is half a unit
+    using walk = wide_walk<TEAM>;
+    using team = wide_team<TEAM>;
 
     // Blocks of stage n: the last of a tile may have fewer.
     static __device__ __forceinline__ int blocks(const lut_params &p, int n) {
         return min((int)stage.blocks, p.panel_units * layout::blocks - n * stage.blocks);
     }
+    // The first panel of this block in a tile of its team.
+    static __device__ __forceinline__ int panel(const lut_params &p, const wide_segment &s) {
+        return (s.tile / p.token_tiles * TEAM + team::rank()) * PANELS;
+    }
 };
 
-// Calls fill(segment, slot) for each stage of this block when its slot is free; s.first is the stage.
-template <typename F> __device__ __forceinline__ void wide_fill(const lut_params &p, uint32_t empty, F fill) {
+// A position in the ring, and which phase of its slot this is.
+struct wide_ring {
     int slot = 0;
-    uint32_t parity = 1; // of the phase before the first
+    uint32_t parity;
+
+    __device__ __forceinline__ explicit wide_ring(uint32_t parity) : parity(parity) {}
+    __device__ __forceinline__ void advance(const lut_params &p) {
+        if (++slot == p.stages) slot = 0, parity ^= 1;
+    }
+};
+
+// All threads of the team meet, behind the setup of its barriers.
+template <int TEAM> __device__ __forceinline__ void wide_meet() {
+    if (TEAM == 1) return __syncthreads();
+    cluster_arrive();
+    cluster_wait();
+}
+
+// Calls fill(segment, slot) for each stage of this block when its slot is free, in the whole team; s.first is
+// the stage.
+template <int TEAM, typename F>
+__device__ __forceinline__ wide_ring wide_fill(const lut_params &p, uint32_t empty, F fill) {
+    wide_ring at(1); // the phase before the first
     wide_segment s;
-    for (wide_walk walk(p); walk.next(p, s);)
-        for (; s.first < s.last; s.first++) {
-            barrier_wait(empty + slot * 8, parity);
-            fill(s, slot);
-            if (++slot == p.stages) slot = 0, parity ^= 1;
+    for (wide_walk<TEAM> walk(p); walk.next(p, s);)
+        for (; s.first < s.last; s.first++, at.advance(p)) {
+            barrier_wait(empty + at.slot * 8, at.parity);
+            fill(s, at.slot);
         }
+    return at;
 }
 
 // A warp copies codes and scales, a lane a panel: a single thread would issue the copies one after the other.
 // Where other tiles need the same weights they stay in L2.
-template <int BITS, int GROUP, int TOKENS>
+template <int BITS, int GROUP, int TILE>
 __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32_t ring, uint32_t full,
                                                      uint32_t empty) {
-    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using shape = wide_shape<BITS, GROUP, TILE>;
     using layout = typename shape::layout;
     const int lane = threadIdx.x % WARP;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
@@ -79,9 +112,8 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
         else
             copy_weights(to, from, bytes, barrier);
     };
-    wide_fill(p, empty, [&](const wide_segment &s, int slot) {
-        const int first = s.tile / p.token_tiles * WIDE_PANELS,
-                  panels = min((int)WIDE_PANELS, p.n_panels - first);
+    wide_fill<shape::TEAM>(p, empty, [&](const wide_segment &s, int slot) {
+        const int first = shape::panel(p, s), panels = max(0, min((int)shape::PANELS, p.n_panels - first));
         const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
                                                 : layout::block_bytes + 32;
         const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
@@ -100,43 +132,49 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
     });
 }
 
-// A thread copies activations: one piece a stage.
-template <int BITS, int GROUP, int TOKENS>
+// A thread copies activations: one piece a stage, of which each block of a team copies a part for all.
+template <int BITS, int GROUP, int TILE>
 __device__ __forceinline__ void wide_produce_activations(const lut_params &p, uint32_t ring, uint32_t full,
                                                          uint32_t empty) {
-    using shape = wide_shape<BITS, GROUP, TOKENS>;
+    using shape = wide_shape<BITS, GROUP, TILE>;
     const size_t tile_blocks = (size_t)p.panel_units * shape::layout::blocks;
-    wide_fill(p, empty, [&](const wide_segment &s, int slot) {
-        const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x;
-        barrier_expect(full + slot * 8, bytes);
-        copy_shared_by_many(ring + slot * shape::stage.bytes + shape::stage.x_at,
-                            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) *
-                                      shape::block_x,
-                            bytes, full + slot * 8);
+    wide_ring at = wide_fill<shape::TEAM>(p, empty, [&](const wide_segment &s, int slot) {
+        const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x, part = bytes / shape::TEAM,
+                       to = ring + slot * shape::stage.bytes + shape::stage.x_at, barrier = full + slot * 8;
+        const uint8_t *from =
+            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) * shape::block_x;
+        barrier_expect(barrier, bytes);
+        if (shape::TEAM == 1) return copy_shared_by_many(to, from, bytes, barrier);
+        const uint32_t skip = shape::team::rank() * part;
+        copy_to_cluster(to + skip, from + skip, part, barrier, (1 << shape::TEAM) - 1);
     });
+    // A block must not end while others of its team still arrive at its barriers.
+    for (int i = 0; i < p.stages && shape::TEAM > 1; i++, at.advance(p))
+        barrier_wait(empty + at.slot * 8, at.parity);
 }
 
-template <int BITS, int GROUP, int TOKENS>
+template <int BITS, int GROUP, int TILE>
 __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem) {
+    using shape = wide_shape<BITS, GROUP, TILE>;
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
     if (threadIdx.x == WIDE_CONSUMERS) {
         for (int s = 0; s < p.stages; s++)
-            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, WIDE_WARPS);
+            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, WIDE_WARPS * shape::TEAM);
         barrier_init_fence();
     }
-    __syncthreads();
+    wide_meet<shape::TEAM>();
     if (p.releases) dependents_launch();
-    if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TOKENS>(p, ring, full, empty);
+    if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TILE>(p, ring, full, empty);
     if (threadIdx.x != WIDE_CONSUMERS + WARP) return;
     dependency_wait();
-    wide_produce_activations<BITS, GROUP, TOKENS>(p, ring, full, empty);
+    wide_produce_activations<BITS, GROUP, TILE>(p, ring, full, empty);
 }
 
 // What a lane needs to turn codes into operands.
 struct wide_lane {
     table_reader_fixed table;
-    int lane;
+    int lane, slice;
 };
 
 template <int BITS>
@@ -152,10 +190,12 @@ __device__ __forceinline__ void wide_decode(const wide_lane &l, const block_code
 }
 
 // Where a lane finds its part of a stage in shared memory.
-template <int BITS, int GROUP, int TOKENS> struct wide_slot {
-    using shape = wide_shape<BITS, GROUP, TOKENS>;
+template <int BITS, int GROUP, int TILE> struct wide_slot {
+    using shape = wide_shape<BITS, GROUP, TILE>;
     using layout = typename shape::layout;
-    enum { SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
+    // From one slice of a block to the next: bytes of scales and of activations.
+    enum { SLICE_SCALES = GROUP < 128 ? 128 / GROUP / shape::SLICES * 32 : 0, SLICE_X = shape::TOKENS * 128 };
+    enum { TOKENS = shape::TOKENS, SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
     uint32_t codes_at, scales_at, x; // of block 0; x: a wgmma_base
 
     // The same of block `block`.
@@ -170,50 +210,6 @@ template <int BITS, int GROUP, int TOKENS> struct wide_slot {
     }
 };
 
-// How many wgmma ahead operands are looked up: two where registers are left for it. Those of the wgmma before
-// are still being read by then.
-template <int TOKENS> struct wide_ahead {
-    enum { runs = TOKENS <= 32 ? 2 : 1, buffers = runs + 2 };
-};
-
-// sums += BLOCKS blocks, exactly: the sums of each group of columns in d, then times its scale.
-template <int BITS, int GROUP, int TOKENS, int BLOCKS, int N>
-__device__ __forceinline__ void wide_add_exact(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot,
-                                               float (&sums)[N]) {
-    enum { GROUP_RUNS = GROUP >= 128 ? RUNS : GROUP / 32, ALL_RUNS = BLOCKS * RUNS };
-    using ahead = wide_ahead<TOKENS>;
-    block_codes<BITS> codes;
-    uint32_t a[ahead::buffers][8];
-    float d[N];
-    auto prepare = [&](int run) {
-        const uint32_t at = slot.codes(run / RUNS);
-        if (run % RUNS == 0) codes.load(at, at - l.lane * 8);
-        wide_decode<BITS>(l, codes, run % RUNS, a[run % ahead::buffers]);
-    };
-#pragma unroll
-    for (int run = 0; run < ahead::runs; run++) prepare(run);
-#pragma unroll
-    for (int run = 0; run < ALL_RUNS; run++) {
-        const uint32_t(&now)[8] = a[run % ahead::buffers];
-        const int block = run / RUNS, step = run % RUNS * 2;
-        wgmma_fence();
-        wgmma(d, now[0], now[1], now[2], now[3], slot.activations(block, step), run % GROUP_RUNS > 0);
-        wgmma(d, now[4], now[5], now[6], now[7], slot.activations(block, step + 1), 1);
-        wgmma_commit();
-        if (run + ahead::runs < ALL_RUNS) prepare(run + ahead::runs);
-        if (run % GROUP_RUNS < GROUP_RUNS - 1) {
-            wgmma_wait<1>();
-            continue;
-        }
-        wgmma_wait<0>();
-        wgmma_settle(d);
-        const uint32_t bits = load_shared(slot.scales(block) + run % RUNS / GROUP_RUNS * 32);
-        const float2 scale = __half22float2(*(const __half2 *)&bits);
-#pragma unroll
-        for (int i = 0; i < N; i++) sums[i] += (i % 4 < 2 ? scale.x : scale.y) * d[i];
-    }
-}
-
 // The scales of rows g and g + 8 in bf16, twice each.
 struct wide_scale {
     uint32_t twice[2];
@@ -225,48 +221,143 @@ struct wide_scale {
     }
 };
 
-// sums += one block, weights times scales. add: 0 starts anew. Steps of k = 16, because sums leave few
-// registers.
-template <int BITS, int GROUP, int TOKENS, int N>
-__device__ __forceinline__ void
-wide_add_scaled(const wide_lane &l, const wide_slot<BITS, GROUP, TOKENS> &slot, int add, float (&sums)[N]) {
-    enum { GROUP_STEPS = GROUP >= 128 ? 2 * RUNS : GROUP / 16 };
-    using ahead = wide_ahead<TOKENS>;
+// A operands. A part is what is multiplied at a time: 32 columns of weights, or, where sums leave few
+// registers, 16 of weights times their scales.
+template <int BITS, int GROUP, int TILE> struct wide_operands {
+    using slot_t = wide_slot<BITS, GROUP, TILE>;
+    enum {
+        TOKENS = slot_t::TOKENS,
+        EXACT = (int)TOKENS <= (int)LUT_EXACT_TOKENS,
+        SLICES = slot_t::shape::SLICES
+    };
+    enum { PART_COLS = EXACT ? 32 : 16, BLOCK_PARTS = 128 / PART_COLS / SLICES, WORDS = PART_COLS / 4 };
+    enum { GROUP_PARTS = (GROUP < 128 ? GROUP : 128) / PART_COLS };
+    // While a part is being multiplied, and the one before may still be, the AHEAD parts that follow are
+    // looked up: two where registers are left for it.
+    enum { AHEAD = TOKENS <= 32 ? 2 : 1, BUFFERS = AHEAD + 2 };
+    table_reader_fixed table;
+    int lane, slice;
     block_codes<BITS> codes;
     wide_scale scale;
-    uint32_t a[ahead::buffers][4];
-    codes.load(slot.codes(0), slot.codes(0) - l.lane * 8);
-    auto prepare = [&](int step) {
-        if (step % GROUP_STEPS == 0) scale.load(slot.scales(0) + step / GROUP_STEPS * 32);
-        uint32_t both[8];
-        wide_decode<BITS>(l, codes, step / 2, both); // the half that is not used costs nothing
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            a[step % ahead::buffers][i] = bf16x2_mul(both[step % 2 * 4 + i], scale.twice[i % 2]);
-    };
-#pragma unroll
-    for (int step = 0; step < ahead::runs; step++) prepare(step);
-#pragma unroll
-    for (int step = 0; step < 2 * RUNS; step++) {
-        const uint32_t(&now)[4] = a[step % ahead::buffers];
-        wgmma_fence();
-        wgmma(sums, now[0], now[1], now[2], now[3], slot.activations(0, step), step > 0 ? 1 : add);
-        wgmma_commit();
-        if (step + ahead::runs < 2 * RUNS) prepare(step + ahead::runs);
-        if (step + 1 < 2 * RUNS) wgmma_wait<1>();
+    uint32_t a[BUFFERS][WORDS];
+
+    __device__ __forceinline__ void load_codes(uint32_t at) {
+        if (SLICES == 1)
+            codes.load(at, at - lane * 8);
+        else
+            codes.load_half(at, at - lane * 8, slice);
     }
-    wgmma_wait<0>();
-    wgmma_settle(sums);
+
+    // Looks part `part` of a stage up; parts come in order.
+    __device__ __forceinline__ void prepare(const slot_t &slot, int part) {
+        const int block = part / BLOCK_PARTS, of_block = part % BLOCK_PARTS;
+        uint32_t(&to)[WORDS] = a[part % BUFFERS];
+        if (of_block == 0) load_codes(slot.codes(block));
+        if constexpr (EXACT) {
+            decode(of_block, to);
+        } else {
+            if (of_block % GROUP_PARTS == 0) scale.load(slot.scales(0) + of_block / GROUP_PARTS * 32);
+            uint32_t both[8];
+            decode(of_block / 2, both); // the half that is not used costs nothing
+#pragma unroll
+            for (int i = 0; i < 4; i++) to[i] = bf16x2_mul(both[of_block % 2 * 4 + i], scale.twice[i % 2]);
+        }
+    }
+
+  private:
+    __device__ __forceinline__ void decode(int run, uint32_t (&to)[8]) const {
+        decode_run<BITS>(codes, run, 0, table, to);
+        if (BITS == 8) { // 16 · high + low is a whole number below 256: exact in bf16
+            uint32_t low[8];
+            decode_run<BITS>(codes, run, 1, table, low);
+#pragma unroll
+            for (int i = 0; i < 8; i++) to[i] = bf16x2_add(to[i], low[i]);
+        }
+    }
+};
+
+// sums += this warp's slice of the BLOCKS blocks of a stage. (To look up what the next stage begins with
+// before this one's slot is free cost 5 % up to 32 tokens: the ring holds few stages.)
+template <int BLOCKS, int BITS, int GROUP, int TILE, int N>
+__device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &operands,
+                                         const wide_slot<BITS, GROUP, TILE> &slot, float (&sums)[N]) {
+    using operands_t = wide_operands<BITS, GROUP, TILE>;
+    enum { EXACT = operands_t::EXACT, AHEAD = operands_t::AHEAD, PARTS = BLOCKS * operands_t::BLOCK_PARTS };
+    float group[EXACT ? N : 1]; // sums of a group of columns, not yet times its scale
+#pragma unroll
+    for (int part = 0; part < AHEAD; part++) operands.prepare(slot, part);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        const auto &a = operands.a[part % operands_t::BUFFERS];
+        const int block = part / operands_t::BLOCK_PARTS, of_block = part % operands_t::BLOCK_PARTS,
+                  of_group = of_block % operands_t::GROUP_PARTS;
+        wgmma_fence();
+        if constexpr (EXACT) {
+            wgmma(group, a[0], a[1], a[2], a[3], slot.activations(block, of_block * 2), of_group > 0);
+            wgmma(group, a[4], a[5], a[6], a[7], slot.activations(block, of_block * 2 + 1), 1);
+        } else
+            wgmma(sums, a[0], a[1], a[2], a[3], slot.activations(block, of_block), 1);
+        wgmma_commit();
+        if (part + AHEAD < PARTS) operands.prepare(slot, part + AHEAD);
+        if (EXACT ? of_group + 1 < operands_t::GROUP_PARTS : part + 1 < PARTS) {
+            wgmma_wait<1>();
+            continue;
+        }
+        if constexpr (EXACT) {
+            const uint32_t bits = load_shared(slot.scales(block) + of_block / operands_t::GROUP_PARTS * 32);
+            wgmma_wait<0>();
+            wgmma_settle(group);
+            const float2 scale = __half22float2(*(const __half2 *)&bits);
+#pragma unroll
+            for (int i = 0; i < N; i++) sums[i] += (i % 4 < 2 ? scale.x : scale.y) * group[i];
+        } else {
+            wgmma_wait<0>();
+            wgmma_settle(sums);
+        }
+    }
 }
 
-template <int BITS, int GROUP, int TOKENS>
-__device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem) {
-    using shape = wide_shape<BITS, GROUP, TOKENS>;
-    using slot_t = wide_slot<BITS, GROUP, TOKENS>;
-    constexpr wide_stage stage = shape::stage;
-    enum { N = TOKENS / 2, EXACT = TOKENS <= LUT_EXACT_TOKENS };
+// Adds up the slices of a tile: the warps that share a panel hand each other half of the tokens. mine: those
+// of this warp's half.
+template <int N, int M>
+__device__ __forceinline__ void wide_merge(uint8_t *all, int warp_bytes, int slice, const float (&sums)[N],
+                                           float (&mine)[M]) {
+    if (N == M) { // one slice
+#pragma unroll
+        for (int i = 0; i < M; i++) mine[i] = sums[i];
+        return;
+    }
+    enum { PANELS = WIDE_WARPS / 2 };
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    __syncthreads(); // the barriers are there
+    float4 *const to = (float4 *)(all + warp * warp_bytes) + lane;
+    const float4 *const from = (const float4 *)(all + (warp ^ PANELS) * warp_bytes) + lane;
+#pragma unroll
+    for (int i = 0; i < M; i += 4) { // in two places in turn, so that they need to meet but once
+        float other[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float low = sums[i + j], high = sums[(i + j + M) % N];
+            mine[i + j] = slice ? high : low, other[j] = slice ? low : high;
+        }
+        to[i % 8 * 8] = make_float4(other[0], other[1], other[2], other[3]);
+        barrier_sync(2 + warp % PANELS, 2 * WARP);
+        const float4 v = from[i % 8 * 8];
+        mine[i] += v.x, mine[i + 1] += v.y, mine[i + 2] += v.z, mine[i + 3] += v.w;
+    }
+    barrier_sync(2 + warp % PANELS, 2 * WARP); // before the place is used for results
+}
+
+template <int BITS, int GROUP, int TILE>
+__device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem) {
+    using shape = wide_shape<BITS, GROUP, TILE>;
+    using slot_t = wide_slot<BITS, GROUP, TILE>;
+    constexpr wide_stage stage = shape::stage;
+    enum { TOKENS = shape::TOKENS, SLICES = shape::SLICES, TEAM = shape::TEAM };
+    enum { N = TOKENS / 2, warp_sums = shape::tile.warp_sums() };
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int slice = SLICES > 1 ? warp / shape::PANELS : 0,
+              panel = warp - slice * shape::PANELS; // of a tile
+    wide_meet<TEAM>();
     if (p.releases) dependents_launch();
     table_build<BITS>(smem, p.table, WIDE_WARPS);
     dependency_wait(); // for y, which the epilogue may read, and for the partial sums
@@ -274,63 +365,67 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
 
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
-    const wide_lane l = {{keep_in_register(shared_window(smem) | table_lane_offset<BITS>(lane))}, lane};
-    const uint32_t codes_at = keep_in_register(warp * stage.panel_bytes + lane * 16),
-                   scales_at = keep_in_register(warp * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4);
-    float sums[N];
-    int slot = 0;
-    uint32_t parity = 0;
+    const uint32_t codes_at = keep_in_register(panel * stage.panel_bytes + lane * 16),
+                   scales_at = keep_in_register(panel * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4 +
+                                                slice * slot_t::SLICE_SCALES),
+                   x_at = stage.x_at + slice * slot_t::SLICE_X,
+                   frees =
+                       TEAM > 1 ? cluster_address(empty, lane % TEAM) : empty; // of block `lane` of the team
+    wide_operands<BITS, GROUP, TILE> operands;
+    operands.table = {keep_in_register(shared_window(smem) | table_lane_offset<BITS>(lane))};
+    operands.lane = lane, operands.slice = slice;
+    wide_ring at(0);
     wide_segment s;
-    for (wide_walk walk(p); walk.next(p, s);) {
+    for (typename shape::walk walk(p); walk.next(p, s);) {
+        float sums[N];
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] = 0.0f;
-        for (int n = s.first; n < s.last; n++) {
-            const uint32_t at = warp_uniform(ring + slot * stage.bytes);
-            const slot_t in = {at + codes_at, at + scales_at, wgmma_base(at + stage.x_at)};
-            barrier_wait(full + slot * 8, parity);
-            if (!EXACT)
-                wide_add_scaled(l, in, n > s.first, sums);
-            else if (stage.blocks == 1 || shape::blocks(p, n) == stage.blocks)
-                wide_add_exact<BITS, GROUP, TOKENS, stage.blocks>(l, in, sums);
+        for (int n = s.first; n < s.last; n++, at.advance(p)) {
+            const uint32_t slot = warp_uniform(ring + at.slot * stage.bytes);
+            const slot_t in = {slot + codes_at, slot + scales_at, wgmma_base(slot + x_at)};
+            barrier_wait(full + at.slot * 8, at.parity);
+            if (stage.blocks == 1 || shape::blocks(p, n) == stage.blocks)
+                wide_add<stage.blocks>(operands, in, sums);
             else // the last of a tile
-                wide_add_exact<BITS, GROUP, TOKENS, 1>(l, in, sums);
+                wide_add<1>(operands, in, sums);
             __syncwarp();
-            if (lane == 0) barrier_arrive(empty + slot * 8);
-            if (++slot == p.stages) slot = 0, parity ^= 1;
+            if (TEAM == 1 && lane == 0) barrier_arrive(frees + at.slot * 8);
+            if (TEAM > 1 && lane < TEAM) barrier_arrive_cluster(frees + at.slot * 8);
         }
-        const int panel = s.tile / p.token_tiles * WIDE_PANELS + warp,
-                  token = s.tile % p.token_tiles * TOKENS;
-        int first = 0, last = TOKENS / 8;
+        float mine[N / SLICES]; // of a slice's part of the tokens
+        wide_merge(smem + p.sums_at, warp_sums, slice, sums, mine);
+        const int token = s.tile % p.token_tiles * TOKENS + slice * (TOKENS / SLICES);
+        int first = 0, last = TOKENS / SLICES / 8;
         if (s.last - s.first < p.tile_stages) {
-            const wide_share share(p, s.tile, TOKENS / 8);
-            wide_leave(p, share, sums);
+            const wide_share<TEAM> share(p, s.tile, last);
+            wide_leave(p, share, mine);
             first = share.first, last = share.last;
-            if (first < last) wide_collect(p, share, sums);
+            if (first < last) wide_collect(p, share, mine);
         }
-        wide_store(p, smem, panel, token, first, last, sums);
+        wide_store(p, (float *)(smem + p.sums_at + warp * warp_sums), shape::panel(p, s) + panel, token,
+                   first, last, mine);
     }
 }
 
-template <int BITS, int GROUP, int TOKENS>
+template <int BITS, int GROUP, int TILE>
 __global__ void __launch_bounds__(WIDE_THREADS, 1) lut_wide(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) uint8_t smem[];
     if (threadIdx.x >= WIDE_CONSUMERS) {
         registers_give_up<WIDE_PRODUCER_REGISTERS>();
-        wide_produce<BITS, GROUP, TOKENS>(p, smem);
+        wide_produce<BITS, GROUP, TILE>(p, smem);
     } else {
         registers_take<WIDE_CONSUMER_REGISTERS>();
-        wide_consume<BITS, GROUP, TOKENS>(p, smem);
+        wide_consume<BITS, GROUP, TILE>(p, smem);
     }
 #endif
 }
 
-template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tokens) {
-    return tokens == 8    ? lut_wide<BITS, GROUP, 8>
-           : tokens == 16 ? lut_wide<BITS, GROUP, 16>
-           : tokens == 32 ? lut_wide<BITS, GROUP, 32>
-           : tokens == 64 ? lut_wide<BITS, GROUP, 64>
-                          : lut_wide<BITS, GROUP, 128>;
+template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tile) {
+    static const lut_kernel kernels[WIDE_TILES] = {lut_wide<BITS, GROUP, 0>, lut_wide<BITS, GROUP, 1>,
+                                                   lut_wide<BITS, GROUP, 2>, lut_wide<BITS, GROUP, 3>,
+                                                   lut_wide<BITS, GROUP, 4>, lut_wide<BITS, GROUP, 5>};
+    return kernels[tile];
 }
 
 #endif

@@ -13,19 +13,28 @@
 #include "kernels/cuda/lut_kernels.h"
 #include "kernels/cuda/order.cuh"
 
+// Blocks of a team have their tiles one below the other and walk through them together: what is said of
+// blocks below holds for those of the same rank in their teams.
+template <int TEAM> struct wide_team {
+    static __device__ __forceinline__ int number() { return blockIdx.x / TEAM; }
+    static __device__ __forceinline__ int count() { return gridDim.x / TEAM; }
+    static __device__ __forceinline__ int rank() { return blockIdx.x % TEAM; }
+};
+
 // Stages [first, last) of a tile.
 struct wide_segment {
     int tile, first, last;
 };
 
-// The segments of a block, in order: whole tiles in waves, then its share of the rest.
-struct wide_walk {
+// The segments of a team, in order: whole tiles in waves, then its share of the rest.
+template <int TEAM> struct wide_walk {
+    using team = wide_team<TEAM>;
     int wave = 0, at, end; // at, end: stages of the rest
 
-    // The first stage of the rest that is block `cta`'s: blocks have rest_each stages, the first rest_more of
+    // The first stage of the rest that is the team's: teams have rest_each stages, the first rest_more of
     // them one more.
-    static __device__ __forceinline__ int start(const lut_params &p, int cta) {
-        return cta * p.rest_each + min(cta, p.rest_more);
+    static __device__ __forceinline__ int start(const lut_params &p, int number) {
+        return number * p.rest_each + min(number, p.rest_more);
     }
     // Whose stage of the rest this is.
     static __device__ __forceinline__ int owner(const lut_params &p, int stage) {
@@ -34,15 +43,15 @@ struct wide_walk {
     }
 
     __device__ __forceinline__ explicit wide_walk(const lut_params &p)
-        : at(start(p, blockIdx.x)), end(start(p, blockIdx.x + 1)) {}
+        : at(start(p, team::number())), end(start(p, team::number() + 1)) {}
 
     __device__ __forceinline__ bool next(const lut_params &p, wide_segment &s) {
         if (wave < p.waves) {
-            s.tile = wave++ * gridDim.x + blockIdx.x, s.first = 0, s.last = p.tile_stages;
+            s.tile = wave++ * team::count() + team::number(), s.first = 0, s.last = p.tile_stages;
             return true;
         }
         if (at >= end) return false;
-        s.tile = p.waves * gridDim.x + at / p.tile_stages, s.first = at % p.tile_stages;
+        s.tile = p.waves * team::count() + at / p.tile_stages, s.first = at % p.tile_stages;
         s.last = min(p.tile_stages, s.first + end - at);
         at += s.last - s.first;
         return true;
@@ -50,34 +59,40 @@ struct wide_walk {
 };
 
 // Which blocks share a tile of the rest, and which tokens are left to this one.
-struct wide_share {
-    int first_cta, n_ctas, n_stay; // that have stages of it; the first n_stay have no tile after it
-    int first, last;               // eights of tokens that this block stores
+template <int TEAM> struct wide_share {
+    using walk = wide_walk<TEAM>;
+    using team = wide_team<TEAM>;
+    int first_team, n_ctas, n_stay; // that have stages of it; the first n_stay have no tile after it
+    int me;                         // of them
+    int first, last;                // eights of tokens that this block stores
     bool stays;
 
     __device__ __forceinline__ wide_share(const lut_params &p, int tile, int n_eights) {
-        const int begin = (tile - p.waves * (int)gridDim.x) * p.tile_stages, end = begin + p.tile_stages;
-        first_cta = wide_walk::owner(p, begin);
-        const int last_cta = wide_walk::owner(p, end - 1), me = blockIdx.x - first_cta;
-        n_ctas = last_cta - first_cta + 1;
-        n_stay = n_ctas - (wide_walk::start(p, last_cta + 1) > end);
+        const int begin = (tile - p.waves * team::count()) * p.tile_stages, end = begin + p.tile_stages;
+        first_team = walk::owner(p, begin);
+        const int last_team = walk::owner(p, end - 1);
+        me = team::number() - first_team;
+        n_ctas = last_team - first_team + 1;
+        n_stay = n_ctas - (walk::start(p, last_team + 1) > end);
         stays = me < n_stay;
         first = stays ? me * n_eights / n_stay : 0, last = stays ? (me + 1) * n_eights / n_stay : 0;
     }
 };
 
-// The partial sums of a thread: one float4 for each eight tokens, those of neighbouring threads adjacent. A
-// block has two tiles to leave: one that it goes on from and one that it stays with.
-template <int TOKENS>
-__device__ __forceinline__ float4 *wide_partials(const lut_params &p, int cta, bool stays) {
-    return p.partials + (size_t)(cta * 2 + stays) * (TOKENS / 8) * WIDE_CONSUMERS + threadIdx.x;
+// The partial sums of a thread, N for each block: one float4 for each eight tokens, those of neighbouring
+// threads adjacent. A block has two tiles to leave: one that it goes on from and one that it stays with.
+template <int N, int TEAM>
+__device__ __forceinline__ float4 *wide_partials(const lut_params &p, const wide_share<TEAM> &share,
+                                                 int cta) {
+    const int block = (share.first_team + cta) * TEAM + wide_team<TEAM>::rank();
+    return p.partials + (size_t)(block * 2 + (cta < share.n_stay)) * (N / 4) * WIDE_CONSUMERS + threadIdx.x;
 }
 
 // Leaves the sums that are not this block's to store.
-template <int N>
-__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share &share,
+template <int N, int TEAM>
+__device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share<TEAM> &share,
                                            const float (&sums)[N]) {
-    float4 *to = wide_partials<2 * N>(p, blockIdx.x, share.stays);
+    float4 *to = wide_partials<N>(p, share, share.me);
 #pragma unroll
     for (int i = 0; i < N / 4; i++)
         if (i < share.first || i >= share.last)
@@ -87,13 +102,11 @@ __device__ __forceinline__ void wide_leave(const lut_params &p, const wide_share
 
 // Waits until the other blocks have left their sums, as far as the last of them tells that each stores: a
 // lane looks at one block's. Looking at all of them again and again would hold the stores up.
-template <int TOKENS>
-__device__ __forceinline__ void wide_await(const lut_params &p, const wide_share &share) {
+template <int N, int TEAM>
+__device__ __forceinline__ void wide_await(const lut_params &p, const wide_share<TEAM> &share) {
     for (int i = threadIdx.x % WARP; i < share.n_ctas; i += WARP) {
-        const int cta = share.first_cta + i;
-        if (cta == (int)blockIdx.x) continue;
-        const float4 *last =
-            wide_partials<TOKENS>(p, cta, i < share.n_stay) + (share.last - 1) * WIDE_CONSUMERS;
+        if (i == share.me) continue;
+        const float4 *last = wide_partials<N>(p, share, i) + (share.last - 1) * WIDE_CONSUMERS;
         float4 v = load_partial(last);
         await_partial(last, v);
     }
@@ -102,12 +115,13 @@ __device__ __forceinline__ void wide_await(const lut_params &p, const wide_share
 
 // Adds what the other blocks leave of the tokens that are this block's to store, in the order of the blocks.
 // Nobody else takes it. A load takes most of a microsecond: those of EIGHTS eights and OTHERS blocks are
-// under way together, as many as registers are left for.
-template <int N>
-__device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share &share, float (&sums)[N]) {
-    enum { EIGHTS = N > 32 ? 2 : 1, OTHERS = N > 32 ? 1 : 4 };
-    const int me = blockIdx.x - share.first_cta, n_others = share.n_ctas - 1;
-    wide_await<2 * N>(p, share);
+// under way together, as many as registers are left for. Many blocks share a tile of few tokens.
+template <int N, int TEAM>
+__device__ __forceinline__ void wide_collect(const lut_params &p, const wide_share<TEAM> &share,
+                                             float (&sums)[N]) {
+    enum { EIGHTS = TEAM == 1 ? 1 : N > 32 ? 2 : 4, OTHERS = TEAM == 1 ? 4 : N > 32 ? 1 : 2 };
+    const int n_others = share.n_ctas - 1;
+    wide_await<N>(p, share);
 #pragma unroll
     for (int e = 0; e < N / 4; e += EIGHTS) {
         if (e + EIGHTS <= share.first || e >= share.last) continue;
@@ -117,8 +131,7 @@ __device__ __forceinline__ void wide_collect(const lut_params &p, const wide_sha
             auto for_each = [&](auto what) {
 #pragma unroll
                 for (int i = 0; i < OTHERS; i++) {
-                    const int cta = other + i + (other + i >= me);
-                    float4 *from = wide_partials<2 * N>(p, share.first_cta + cta, cta < share.n_stay);
+                    float4 *from = wide_partials<N>(p, share, other + i + (other + i >= share.me));
 #pragma unroll
                     for (int k = 0; k < EIGHTS; k++)
                         if (other + i < n_others && e + k >= share.first && e + k < share.last)
@@ -156,10 +169,9 @@ __device__ __forceinline__ void wide_for_eights(float *eight, int first, int las
 // Stores eights [first, last) of a tile of tokens, from `token` on, as the epilogue says: each lane four rows
 // of its token, or two channels.
 template <int N>
-__device__ __forceinline__ void wide_store(const lut_params &p, uint8_t *smem, int panel, int token,
-                                           int first, int last, const float (&sums)[N]) {
+__device__ __forceinline__ void wide_store(const lut_params &p, float *eight, int panel, int token, int first,
+                                           int last, const float (&sums)[N]) {
     const int lane = threadIdx.x % WARP, quarter = lane % 4, row = panel * 16 + quarter * 4;
-    float *const eight = (float *)(smem + p.sums_at) + threadIdx.x / WARP * 8 * WIDE_PITCH;
     if (panel >= p.n_panels) return;
     token += first * 8 + lane / 4;
     if (p.epilogue == LUT_SILU_MUL || p.epilogue == LUT_GELU_MUL) {

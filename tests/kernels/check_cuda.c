@@ -16,6 +16,9 @@
 #include "kernels/cuda/lut_gemm.h"
 #include "kernels/layout.h"
 #include "tests/kernels/cuda_check.h"
+#ifdef EMULATED_SMS
+#include "tests/simt/control.h"
+#endif
 
 typedef struct device_buffer {
     void *data;
@@ -150,16 +153,6 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
     free(x);
     free(arranged);
     return code;
-}
-
-// To nearest even, from double in one step: by way of a float that is rounded to odd.
-static bf16 bf16_from_double(double v) {
-    float f = (float)v;
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof f);
-    if ((double)f != v) bits = (bits - (fabs((double)f) > fabs(v))) | 1;
-    memcpy(&f, &bits, sizeof f);
-    return bf16_from_float(f);
 }
 
 // One row as lut_wide multiplies it for many tokens: scales and products rounded to bf16.
@@ -379,6 +372,9 @@ int main(int argc, char **argv) {
     lut_device device;
     flute_error err = {0};
     int n_devices = 0, failed = 0;
+#ifdef EMULATED_SMS
+    simt_set_sms(EMULATED_SMS);
+#endif
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         printf("1..0 # SKIP no CUDA device\n");
         return 0;

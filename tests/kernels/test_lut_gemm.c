@@ -91,14 +91,16 @@ static void product_check(const product *p) {
     free(row);
 }
 
-// SMs, rows, columns, group, tokens: one SM; whole waves and a rest; a tile for each SM and more; more blocks
-// in a tile than parts of its tokens; a block with a tile of its own between two that it shares; stages of
-// half a unit; several tiles of tokens; a last stage of one block.
+// SMs, rows, columns, group, tokens: two SMs; whole waves and a rest; a tile for each SM and more; more
+// blocks in a tile than parts of its tokens; a block with a tile of its own between two that it shares;
+// stages of half a unit; several tiles of tokens; a last stage of one block; pairs of blocks, one with no
+// rows in the last tile, one slice of K.
 static void test_division(void **state) {
     (void)state;
-    static const int cases[][5] = {{1, 300, 512, 128, 20},   {2, 1800, 256, 64, 33},  {3, 552, 640, 128, 17},
+    static const int cases[][5] = {{2, 300, 512, 128, 20},   {2, 1800, 256, 64, 33},  {3, 552, 640, 128, 17},
                                    {16, 40, 4096, 32, 8},    {7, 1030, 640, 128, 40}, {4, 1030, 384, 128, 64},
-                                   {7, 256, 1792, 256, 130}, {4, 300, 512, 128, 200}, {9, 500, 896, 128, 3}};
+                                   {7, 256, 1792, 256, 130}, {4, 300, 512, 128, 200}, {9, 500, 896, 128, 3},
+                                   {4, 1100, 1280, 128, 100}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const int *c = cases[i];
         lut_device device;
@@ -127,6 +129,11 @@ static void test_other_gpus(void **state) {
     (void)state;
     lut_device device;
     flute_error err = {0};
+    simt_set_sms(1);
+    assert_int_equal(lut_device_open(&device, &err), FLUTE_EUNSUPPORTED);
+    assert_non_null(strstr(err.message, "has no two SMs for a cluster"));
+    lut_device_close(&device);
+    simt_set_sms(4);
     simt_set_capability(10, 0);
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
     assert_int_equal(device.code_version, 90);
