@@ -44,13 +44,13 @@ struct lut_params {
 typedef void (*lut_kernel)(lut_params);
 
 // lut_wide: warps that multiply, each with a panel of 16 rows of the tile.
-enum { WIDE_PITCH = 20 }; // floats from token to token of its results, in shared memory
 enum { WIDE_WARPS = 16, WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
 enum { WIDE_MAX_TOKENS = 128 }; // of its largest tile
+enum { WIDE_PITCH = 20 };       // floats from token to token of its results, in shared memory
 
-// Its tiles. With two slices two warps share a panel and take stages of K in turn, so that a tile has half as
-// many rows. Blocks of a team, a cluster, have neighbouring rows and the same tokens: each copies a part of
-// the activations for all.
+// Its tiles. With two slices two warps share a panel, each with one half of the columns of every stage, so
+// that a tile has half as many rows. Blocks of a team, a cluster, have neighbouring rows and the same tokens:
+// each copies a part of the activations for all.
 struct wide_tile {
     int tokens, slices, team;
 
