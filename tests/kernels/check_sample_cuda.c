@@ -5,6 +5,7 @@
 //
 //     check_sample_cuda [SEED [BATCHES]]     (batches of large vocabularies; small ones get ten times as
 //     many)
+//     check_sample_cuda --bench [TOKENS]     (what a step takes instead; a vocabulary of 128256)
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
@@ -392,6 +393,75 @@ static bool check_refusals(void) {
     return good && cuda_sample(NULL, 4, 5, 1, NULL, NULL, NULL, NULL, false, NULL, &err) == FLUTE_EINVAL;
 }
 
+// Microseconds of a step: the median of seven replays of a graph of STEPS that overlap.
+static int compare_floats(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static float time_step(const batch *b) {
+    enum { STEPS = 20, REPLAYS = 7 };
+    float times[REPLAYS];
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    cudaEvent_t ends[2];
+    device_batch d = device_create(b);
+    device_fill(&d, b);
+    check(cudaStreamCreate(&stream), "cudaStreamCreate");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+    for (int i = 0; i < STEPS; i++) device_sample(&d, b, true, stream);
+    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
+    for (int i = 0; i < 2; i++) check(cudaEventCreate(&ends[i]), "cudaEventCreate");
+    for (int i = -1; i < REPLAYS; i++) { // the first, uncounted, warms up
+        float ms;
+        check(cudaEventRecord(ends[0], stream), "cudaEventRecord");
+        check(cudaGraphLaunch(replay, stream), "cudaGraphLaunch");
+        check(cudaEventRecord(ends[1], stream), "cudaEventRecord");
+        check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+        check(cudaEventElapsedTime(&ms, ends[0], ends[1]), "cudaEventElapsedTime");
+        if (i >= 0) times[i] = ms * 1000 / STEPS;
+    }
+    for (int i = 0; i < 2; i++) cudaEventDestroy(ends[i]);
+    cudaGraphExecDestroy(replay);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    device_free(&d);
+    qsort(times, REPLAYS, sizeof *times, compare_floats);
+    return times[REPLAYS / 2];
+}
+
+static void bench(int n_vocab) {
+    static const struct {
+        const char *name;
+        float temperature, spread, peak; // peak: the first token's logit, unless 0
+    } kinds[] = {{"greedy", 0, 3, 0},
+                 {"top-p 0.9, sigma 3, one at 15", 1, 3, 15},
+                 {"top-p 0.9, sigma 1", 1, 1, 0},
+                 {"top-p 0.9, sigma 0.05", 1, 0.05f, 0},
+                 {"top-p 0.9, sigma 1e-6", 1, 1e-6f, 0},
+                 {"top-p 0.9, all equal", 1, 0, 0}};
+    printf("%d tokens, us a step\n%-32s %8s %8s\n", n_vocab, "logits", "1 row", "32 rows");
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        float us[2];
+        for (int many = 0; many < 2; many++) {
+            batch b = {.n_rows = many ? 32 : 1, .n_vocab = n_vocab, .stride = n_vocab};
+            b.logits = host_memory(logits_bytes(&b));
+            for (int64_t i = 0; i < b.n_rows * b.stride; i++)
+                b.logits[i] = i % b.stride == 0 && kinds[k].peak > 0
+                                  ? kinds[k].peak
+                                  : kinds[k].spread / 0.82f * random_bell();
+            for (int row = 0; row < b.n_rows; row++)
+                b.args[row] =
+                    (sample_args){.temperature = kinds[k].temperature, .top_p = 0.9f, .seed = random_bits()};
+            us[many] = time_step(&b);
+            free(b.logits);
+        }
+        printf("%-32s %8.1f %8.1f\n", kinds[k].name, (double)us[0], (double)us[1]);
+    }
+}
+
 static int report(int test, bool good, const char *what, int n) {
     printf("%sok %d - %s %d\n", good ? "" : "not ", test, what, n);
     fflush(stdout);
@@ -404,6 +474,11 @@ int main(int argc, char **argv) {
     int n_devices = 0, failed = 0;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         printf("1..0 # SKIP no CUDA device\n");
+        return 0;
+    }
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
+        random_state = 1;
+        bench(argc > 2 ? atoi(argv[2]) : 128256);
         return 0;
     }
     const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20261125;
