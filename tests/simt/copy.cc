@@ -23,10 +23,8 @@ mbarrier &mbarrier_at(uint32_t at) {
     return b;
 }
 
-// Ends the phase when nothing is missing, and wakes those that wait for it.
-void mbarrier_update(mbarrier &b, uint32_t at) {
-    if (b.pending > 0 || b.bytes != 0) return;
-    b.pending = b.expected, b.parity ^= 1;
+// Wakes those of the running block that wait for it.
+void mbarrier_wake(uint32_t at) {
     for (int i = 0; i < m->n_warps; i++)
         for (uint32_t left = m->warps[i].at_mbarrier; left; left &= left - 1) {
             const int lane = __builtin_ctz(left);
@@ -35,14 +33,20 @@ void mbarrier_update(mbarrier &b, uint32_t at) {
         }
 }
 
-void mbarrier_count(uint32_t at, int arrivals, int64_t bytes) {
-    mbarrier &b = mbarrier_at(at);
+// Of any block; true when the phase ends, as nothing is missing.
+bool mbarrier_update(mbarrier &b, uint32_t at, int arrivals, int64_t bytes) {
     if (b.pending < (unsigned)arrivals)
         stop("mbarrier at %#x: more arrivals than the %u of a phase", at, (unsigned)b.expected);
     if (b.bytes + bytes >= 1 << 20 || b.bytes + bytes <= -(1 << 20))
         stop("mbarrier at %#x: too many bytes in one phase", at);
     b.pending -= (unsigned)arrivals, b.bytes += bytes;
-    mbarrier_update(b, at);
+    if (b.pending > 0 || b.bytes != 0) return false;
+    b.pending = b.expected, b.parity ^= 1;
+    return true;
+}
+
+void mbarrier_count(uint32_t at, int arrivals, int64_t bytes) {
+    if (mbarrier_update(mbarrier_at(at), at, arrivals, bytes)) mbarrier_wake(at);
 }
 
 void perform(const copy &c) {
@@ -95,36 +99,28 @@ void mbarrier_wait(uint32_t at, uint32_t parity) {
     while (!mbarrier_done(at, parity)) {}
 }
 
-// Dynamic shared memory of the block of this rank.
-static uint8_t *cluster_memory(int rank) {
-    const unsigned blocks = m->what->cluster, mine = block_number();
+// What is at this place in dynamic shared memory of the block of this rank.
+static uint8_t *cluster_memory(uint32_t at, int rank) {
+    const unsigned blocks = m->what->cluster, first = block_number() / blocks * blocks;
     if (rank < 0 || rank >= (int)blocks) stop("a cluster of %u blocks has no rank %d", blocks, rank);
-    const unsigned wanted = mine / blocks * blocks + (unsigned)rank;
-    if (wanted == mine) return (uint8_t *)shared_at(0, 0, 1);
-    uint8_t *const its_smem = parked_shared(wanted);
-    if (!its_smem) stop("block %u of the cluster has not begun, or has ended", wanted);
-    return its_smem;
+    if (at >= SHARED_CAPACITY) stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
+    uint8_t *const memory = block_shared(first + (unsigned)rank);
+    if (!memory) stop("block %u of the cluster has not begun, or has ended", first + (unsigned)rank);
+    return memory + at;
 }
 
-// Counts at an mbarrier there. Who waits for it in another block looks again when that goes on.
+// Whoever waits for it in another block looks again when that goes on.
 static void cluster_count(uint32_t at, int rank, int arrivals, int64_t bytes) {
-    if (at >= SHARED_CAPACITY) stop("a cluster shares dynamic shared memory alone"); // here, not on a GPU
-    uint8_t *const memory = cluster_memory(rank);
-    if (memory == shared_at(0, 0, 1)) return mbarrier_count(at, arrivals, bytes);
-    mbarrier &b = *(mbarrier *)(memory + at);
+    mbarrier &b = *(mbarrier *)cluster_memory(at, rank);
     if (b.sign != MBARRIER_SIGN)
-        stop("shared memory at %#x of the block of rank %d holds no mbarrier", at, rank);
-    if (b.pending < (unsigned)arrivals)
-        stop("mbarrier at %#x of rank %d: more arrivals than the %u of a phase", at, rank,
-             (unsigned)b.expected);
-    b.pending -= (unsigned)arrivals, b.bytes += bytes;
-    if (b.pending == 0 && b.bytes == 0) b.pending = b.expected, b.parity ^= 1;
+        stop("shared memory at %#x of rank %d holds no initialized mbarrier", at, rank);
+    const bool own = block_number() % m->what->cluster == (unsigned)rank;
+    if (mbarrier_update(b, at, arrivals, bytes) && own) mbarrier_wake(at);
 }
 
 void cluster_store(uint32_t at, int rank, const void *value, uint32_t bytes, uint32_t at_mbarrier) {
     shared_at(at, bytes, bytes < 16 ? bytes : 16);
-    if (at >= SHARED_CAPACITY) stop("a cluster shares dynamic shared memory alone");
-    memcpy(cluster_memory(rank) + at, value, bytes);
+    memcpy(cluster_memory(at, rank), value, bytes);
     cluster_count(at_mbarrier, rank, 0, -(int64_t)bytes);
 }
 

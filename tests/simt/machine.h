@@ -71,8 +71,9 @@ thread &this_thread();
 unsigned block_number();
 // Back to the scheduler, until somebody makes this lane ready. what: the thread waits for, in words.
 void suspend(const char *what);
-// Shared memory of a block of this grid that has been put aside; null: there is none of this number.
-uint8_t *parked_shared(unsigned block);
+// Dynamic shared memory of a block of this grid, the running one or one put aside; null: there is none of
+// this number.
+uint8_t *block_shared(unsigned block);
 
 // barrier.cc
 // The thread has returned: those of its block and of its cluster do not wait for it.
