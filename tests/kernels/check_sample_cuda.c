@@ -154,6 +154,18 @@ static void device_sample(const device_batch *d, const batch *b, bool overlap, c
     exit(1);
 }
 
+// A graph of n_steps steps, recorded on the stream.
+static cudaGraphExec_t record_steps(const device_batch *d, const batch *b, int n_steps, cudaStream_t stream) {
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+    for (int i = 0; i < n_steps; i++) device_sample(d, b, true, stream);
+    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    return replay;
+}
+
 // Waits, and reads the tokens; also that the logits are what they were.
 static void device_read(const device_batch *d, const batch *b, int32_t *tokens) {
     float *after = host_memory(logits_bytes(b));
@@ -331,17 +343,12 @@ static bool check_replay(int n_vocab, int n_replays) {
     batch b;
     int32_t tokens[MAX_ROWS];
     cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t replay;
     int n_near = 0;
     bool good = true;
     batch_random(&b, FEW_ROWS, n_vocab);
     device_batch d = device_create(&b);
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
-    device_sample(&d, &b, true, stream);
-    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
-    check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
+    cudaGraphExec_t replay = record_steps(&d, &b, 1, stream);
     for (int i = 0; i < n_replays; i++) {
         for (int row = 0; row < b.n_rows; row++)
             random_args(&b.args[row], b.histories + (ptrdiff_t)row * MAX_HISTORY, n_vocab);
@@ -351,7 +358,6 @@ static bool check_replay(int n_vocab, int n_replays) {
         good = batch_check(&b, tokens, scratch, &n_near) && good;
     }
     cudaGraphExecDestroy(replay);
-    cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);
     device_free(&d);
     free(b.logits);
@@ -393,26 +399,21 @@ static bool check_refusals(void) {
     return good && cuda_sample(NULL, 4, 5, 1, NULL, NULL, NULL, NULL, false, NULL, &err) == FLUTE_EINVAL;
 }
 
-// Microseconds of a step: the median of seven replays of a graph of STEPS that overlap.
 static int compare_floats(const void *a, const void *b) {
     const float x = *(const float *)a, y = *(const float *)b;
     return (x > y) - (x < y);
 }
 
+// Microseconds of a step: the median of seven replays of a graph of STEPS that overlap.
 static float time_step(const batch *b) {
     enum { STEPS = 20, REPLAYS = 7 };
     float times[REPLAYS];
     cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t replay;
     cudaEvent_t ends[2];
     device_batch d = device_create(b);
     device_fill(&d, b);
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
-    for (int i = 0; i < STEPS; i++) device_sample(&d, b, true, stream);
-    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
-    check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
+    cudaGraphExec_t replay = record_steps(&d, b, STEPS, stream);
     for (int i = 0; i < 2; i++) check(cudaEventCreate(&ends[i]), "cudaEventCreate");
     for (int i = -1; i < REPLAYS; i++) { // the first, uncounted, warms up
         float ms;
@@ -425,7 +426,6 @@ static float time_step(const batch *b) {
     }
     for (int i = 0; i < 2; i++) cudaEventDestroy(ends[i]);
     cudaGraphExecDestroy(replay);
-    cudaGraphDestroy(graph);
     cudaStreamDestroy(stream);
     device_free(&d);
     qsort(times, REPLAYS, sizeof *times, compare_floats);
