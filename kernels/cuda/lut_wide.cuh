@@ -8,7 +8,7 @@
 // up their sums.
 //
 // 128 tokens: two blocks, a cluster, have tiles one below the other and share x beyond that: each copies half
-// of every stage into the shared memory of both (3 to 5 % of a prompt of 2048 tokens). Where a matrix has few
+// of every stage into the shared memory of both (1 to 5 % at 2048 tokens). Where a matrix has few
 // rows, blocks would spend a third of their time with each other's sums; there a tile has 128 rows, and two
 // warpgroups take one half of each stage's columns, two the other: half as many sums to pass on.
 //
