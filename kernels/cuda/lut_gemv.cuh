@@ -64,27 +64,45 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     enum { SCALES = layout::groups, SCALE_RUNS = RUNS / SCALES };
     uint32_t b[layout::blocks][8];
 
+    // At 2 bits a lane wants eight pieces of four bytes, and loads just these. With four tokens each would
+    // take as long as one of 16: there a lane loads both sides of two runs, and exchanges one of them with
+    // the lane of the other side, which has the other two runs.
+    enum { IN_PLACES = BITS == 2 && TOKENS < 4, IN_HALVES = BITS == 2 && !IN_PLACES };
+
     // x: the lane's token. Columns past the end are zero, which keeps their padding codes without effect.
     __device__ __forceinline__ void load(const uint8_t *x, int n_cols, int unit, int side, int t) {
 #pragma unroll
         for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
-            for (int i = 0; i < (BITS == 2 ? 4 : 2); i++) {
-                const int run = BITS == 2 ? i : side * 2 + i;
+            for (int i = 0; i < (IN_PLACES ? 4 : 2); i++) {
+                const int run = IN_PLACES ? i : side * 2 + i;
                 const int column = (unit * layout::blocks + k) * 128 + run * 32 + t * 8;
                 const uint8_t *at = x + (size_t)column * 2;
                 const bool inside = column < n_cols;
-                if (BITS == 2 && TOKENS < 4) {
+                if (IN_PLACES) {
                     b[k][i * 2] = load_global_if(inside, at + side * 4);
                     b[k][i * 2 + 1] = load_global_if(inside, at + side * 4 + 8);
                     continue;
                 }
                 const uint4 v = load_global4_if(inside, at);
-                if (BITS == 2) // of four tokens a load of four bytes takes as long as one of 16
-                    b[k][i * 2] = side ? v.y : v.x, b[k][i * 2 + 1] = side ? v.w : v.z;
-                else
-                    b[k][i * 4] = v.x, b[k][i * 4 + 1] = v.y, b[k][i * 4 + 2] = v.z, b[k][i * 4 + 3] = v.w;
+                b[k][i * 4] = v.x, b[k][i * 4 + 1] = v.y, b[k][i * 4 + 2] = v.z, b[k][i * 4 + 3] = v.w;
             }
+    }
+
+    // What is to be done once they are there, before the first product.
+    __device__ __forceinline__ void settle(int side) {
+#pragma unroll
+        for (int k = 0; k < layout::blocks && IN_HALVES; k++) {
+            uint32_t own[4], other[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                own[i] = side ? b[k][i * 2 + 1] : b[k][i * 2];
+                other[i] = __shfl_xor_sync(~0u, side ? b[k][i * 2] : b[k][i * 2 + 1], 4);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                b[k][i] = side ? other[i] : own[i], b[k][4 + i] = side ? own[i] : other[i];
+        }
     }
 
     // sums: of rows g and g + 8
@@ -283,8 +301,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
 
     // A panel's stages of a chunk. whole: the panel has all of them, with all their units. A constant for
     // each call, which makes two copies of the loop: the common one asks for nothing but the barriers. next:
-    // the chunk whose activations take the place of these, or -1.
-    auto multiply_panel = [&](bool whole, int chunk, int next, float(&sum)[2]) {
+    // the chunk whose activations take the place of these, or -1. first: they have just been loaded.
+    auto multiply_panel = [&](bool whole, int chunk, bool first, int next, float(&sum)[2]) {
 #pragma unroll
         for (int s = 0; s < CHUNK_STAGES; s++) {
             if (whole || chunk + s < panel_stages) {
@@ -295,6 +313,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
                     const uint32_t at = slot * STAGE_BYTES + j * layout::bytes;
                     unit[j].load(codes_at + at, codes_at8 + at, scales_at + at);
                 }
+#pragma unroll
+                for (int j = 0; j < U && first; j++) x[s * U + j].settle(side);
 #pragma unroll
                 for (int j = 0; j < U; j++)
                     if (whole || unit_of(chunk + s, j) < p.panel_units)
@@ -314,13 +334,14 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             const bool whole = (chunk + CHUNK_STAGES) * STAGE_UNITS <= p.panel_units;
             const int after = chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0;
             const bool more = after > chunk || (after != chunk && group + p.group_panels < panels);
+            const bool loaded = group == 0 || panel_stages > CHUNK_STAGES; // else those of the last group
             for (int panel = 0; panel < group_panels; panel++) {
                 float sum[2] = {};
                 const int next = panel + 1 == group_panels && more ? after : -1;
                 if (whole)
-                    multiply_panel(true, chunk, next, sum);
+                    multiply_panel(true, chunk, loaded && panel == 0, next, sum);
                 else
-                    multiply_panel(false, chunk, next, sum);
+                    multiply_panel(false, chunk, loaded && panel == 0, next, sum);
                 sums_flush<TOKENS>(sum, my_sums + panel * GEMV_WARPS * 16 * TOKENS, chunk == 0);
             }
         }
