@@ -90,21 +90,6 @@ template <int BITS> struct block_codes {
     enum { words = BITS == 3 ? 6 : BITS * 2 };
     uint32_t word[words];
 
-    // Its first half or its second one, as runs 0 and 1.
-    __device__ __forceinline__ void load_half(uint32_t at, uint32_t at8, int half) {
-#pragma unroll
-        for (int plane = 0; plane < words / 8; plane++) {
-            const uint4 v = load_shared4(at + half * 512 + plane * 1024);
-            word[plane * 8] = v.x, word[plane * 8 + 1] = v.y, word[plane * 8 + 2] = v.z,
-                         word[plane * 8 + 3] = v.w;
-        }
-        if (BITS < 4) {
-            const uint2 v = load_shared2(at + half * 8);
-            word[0] = v.x, word[1] = v.y;
-        }
-        if (BITS == 3) word[4] = load_shared(at8 + half * 4 + 512);
-    }
-
     // at: shared address of the block plus 16 · lane; at8: plus 8 · lane
     __device__ __forceinline__ void load(uint32_t at, uint32_t at8) {
 #pragma unroll

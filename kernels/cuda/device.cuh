@@ -171,10 +171,10 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
                  : "memory");
 }
 
-// Asynchronous copy of 16 bytes of weights. Without a cache policy: ptxas 13.0 makes the policy part of a
+// Asynchronous copy of 16 bytes. Without a cache policy: ptxas 13.0 makes the policy part of a
 // descriptor in uniform registers, and where it is not the same for all lanes an H200 stops at an illegal
 // instruction.
-__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
+__device__ __forceinline__ void copy16(uint32_t to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
@@ -445,8 +445,8 @@ __device__ __forceinline__ void barrier_arrive_cluster(uint32_t there) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 
-// What blocks hand to each other goes through L2: another SM's L1 does not hear of it. A place is empty, all
-// ones, until something is there: a NaN that no instruction makes.
+// What blocks hand to each other goes through L2: another SM's L1 does not hear of it. The last bit of each
+// float is a tag, 0 or 1, that tells new sums from those which a place held before.
 __device__ __forceinline__ float4 load_partial(const float4 *p) {
     float4 v;
     asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -456,30 +456,28 @@ __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return v;
 }
 
-__device__ __forceinline__ void leave_partial(float4 *p, float4 v) {
-    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y),
-                 "f"(v.z), "f"(v.w)
+__device__ __forceinline__ float with_tag(float v, uint32_t tag) {
+    return __uint_as_float((__float_as_uint(v) & ~1u) | tag);
+}
+
+__device__ __forceinline__ bool has_tag(float4 v, uint32_t tag) {
+    return (((__float_as_uint(v.x) ^ tag) | (__float_as_uint(v.y) ^ tag) | (__float_as_uint(v.z) ^ tag) |
+             (__float_as_uint(v.w) ^ tag)) &
+            1) == 0;
+}
+
+__device__ __forceinline__ void leave_partial(float4 *p, float4 v, uint32_t tag) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(with_tag(v.x, tag)),
+                 "f"(with_tag(v.y, tag)), "f"(with_tag(v.z, tag)), "f"(with_tag(v.w, tag))
                  : "memory");
 }
 
-__device__ __forceinline__ bool is_empty(float4 v) {
-    const uint32_t empty = ~0u;
-    return __float_as_uint(v.x) == empty || __float_as_uint(v.y) == empty || __float_as_uint(v.z) == empty ||
-           __float_as_uint(v.w) == empty;
-}
-
-// Waits until there is something; v: what was loaded from there. Gives up like barrier_wait, after about a
-// second.
-__device__ __forceinline__ void await_partial(const float4 *p, float4 &v) {
-    for (int tries = 0; is_empty(v); v = load_partial(p))
+// Waits for the sums of this tag; v: what was loaded from there, then they. Gives up like barrier_wait, after
+// about a second.
+__device__ __forceinline__ void await_partial(const float4 *p, float4 &v, uint32_t tag) {
+    for (int tries = 0; !has_tag(v, tag); v = load_partial(p))
         if (++tries > (1 << 21)) give_up();
-}
-
-// The same, and empties the place.
-__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
-    await_partial(p, v);
-    const float empty = __uint_as_float(~0u);
-    leave_partial(p, make_float4(empty, empty, empty, empty));
+    v = make_float4(with_tag(v.x, 0), with_tag(v.y, 0), with_tag(v.z, 0), with_tag(v.w, 0));
 }
 
 // p[0..3] += v, each a rounded sum, without waiting for the old values. p: 16-byte aligned.

@@ -39,6 +39,22 @@ static inline cudaError_t cuda_launch_clusters(void (*kernel)(Params...), dim3 g
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
+// How many clusters run at the same time, of as many blocks as SMs at most.
+template <typename... Params>
+static inline cudaError_t cuda_most_clusters(void (*kernel)(Params...), int n_sms, int cluster, int threads,
+                                             size_t shared, int *n_clusters) {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)cluster,
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3((unsigned)(n_sms / cluster * cluster));
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared;
+    config.attrs = &attribute, config.numAttrs = 1;
+    return cudaOccupancyMaxActiveClusters(n_clusters, kernel, &config);
+}
+
 template <typename... Params, typename... Args>
 static inline cudaError_t cuda_launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared,
                                       cudaStream_t stream, bool overlap, Args... args) {

@@ -31,15 +31,11 @@ static const struct {
     {AMPERE_MAX_TOKENS, 0, {8, 16, 32}}, // as much shared memory as the device has
 };
 
-// Which path is fastest: the first of these with tokens and weights enough. Measured on an H200 at 4 bits, us
-// of lut_tile and lut_wide: 8 tokens 6.8 and 7.6 at 4096 × 4096, 8.8 and 8.9 at 6144 × 4096, 16.8 and 13.8 at
-// 4096 × 14336; 16 tokens 8.7 and 8.3, 10.8 and 9.8, 26.5 and 22.8 at 28672 × 4096.
+// Which path is fastest: the first that the device has and that is meant for so few tokens.
 static const struct {
     lut_path path;
     int tokens;
-    int64_t weights;
-} choices[] = {
-    {LUT_PATH_WIDE, 9, 0}, {LUT_PATH_WIDE, 5, 40000000}, {LUT_PATH_TILE, 5, 0}, {LUT_PATH_GEMV, 1, 0}};
+} choices[] = {{LUT_PATH_WIDE, 5}, {LUT_PATH_TILE, 5}, {LUT_PATH_GEMV, 1}};
 
 static lut_kernel pick_wide(int bits, int group, int tile) {
     return bits == 2   ? lut_wide_w2(group, tile)
@@ -88,8 +84,7 @@ bool lut_gemm_has_path(const lut_device *device, lut_path path) {
 
 lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens) {
     for (const auto &c : choices)
-        if (n_tokens >= c.tokens && w->n_rows * w->n_cols >= c.weights && lut_gemm_has_path(device, c.path))
-            return c.path;
+        if (n_tokens >= c.tokens && lut_gemm_has_path(device, c.path)) return c.path;
     return LUT_PATH_AMPERE;
 }
 
@@ -107,20 +102,26 @@ size_t lut_order_bytes(int64_t n_tokens, int64_t n_cols) {
     return (size_t)round_up(n_tokens, WIDE_MAX_TOKENS) * (size_t)n_cols * sizeof(bf16);
 }
 
-// The workspace of lut_wide: partial sums of two tiles for each block, arranged activations. With
-// fewer bytes for these, long prompts would go in pieces that read the weights too often: 32 MB are 1152
-// tokens at K = 14336.
+// The workspace of lut_wide: partial sums and their tags, arranged activations. With fewer bytes for these,
+// long prompts would go in pieces that read the weights too often: 32 MB are 1152 tokens at K = 14336.
 enum { ARRANGED_BYTES = 32 << 20 };
 
 static size_t partials_bytes(const lut_device *device) {
-    return (size_t)device->n_sms * 2 * WIDE_WARPS * PANEL_ROWS * WIDE_MAX_TOKENS * sizeof(float);
+    return (size_t)device->n_sms * WIDE_PLACES * WIDE_MAX_WARPS * PANEL_ROWS * WIDE_MAX_TOKENS *
+           sizeof(float);
+}
+
+static size_t tags_bytes(const lut_device *device) {
+    return (size_t)round_up(device->n_sms * WIDE_PLACES * WIDE_MAX_WARPS * (int)sizeof(uint32_t), 1024);
 }
 
 static int open_workspace(lut_device *device, flute_error *err) {
-    const size_t size = partials_bytes(device) + ARRANGED_BYTES;
-    const int code = cuda_allocate(&device->workspace, size, "the workspace of the LUT-GEMM", err);
+    const size_t partials = partials_bytes(device), tags = tags_bytes(device);
+    const int code = cuda_allocate(&device->workspace, partials + tags + ARRANGED_BYTES,
+                                   "the workspace of the LUT-GEMM", err);
     if (code) return code;
-    cudaError_t cuda = cudaMemset(device->workspace, 0xff, partials_bytes(device)); // empty
+    cudaError_t cuda = cudaMemset(device->workspace, 0, partials);
+    if (cuda == cudaSuccess) cuda = cudaMemset((uint8_t *)device->workspace + partials, 0xff, tags);
     if (cuda == cudaSuccess) cuda = cudaDeviceSynchronize(); // before any stream of the caller's
     return cuda == cudaSuccess ? FLUTE_OK : cuda_fail(err, cuda, "the workspace of the LUT-GEMM");
 }
@@ -148,16 +149,16 @@ static int ready_kernels(const lut_device *device, lut_path path, flute_error *e
 
 // A MIG slice or an odd GPU may have fewer pairs of SMs than half its SMs.
 static int count_pairs(lut_device *device, flute_error *err) {
-    cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute pair = {};
-    pair.id = cudaLaunchAttributeClusterDimension;
-    pair.val.clusterDim.x = 2, pair.val.clusterDim.y = pair.val.clusterDim.z = 1;
-    config.gridDim = dim3((unsigned)device->n_sms / 2 * 2), config.blockDim = dim3(WIDE_THREADS);
-    config.dynamicSmemBytes = SM_SHARED;
-    config.attrs = &pair, config.numAttrs = 1;
-    const cudaError_t code = cudaOccupancyMaxActiveClusters(
-        &device->n_pairs, pick_wide(bits_of[0], groups_of[0], WIDE_TILES - 1), &config);
-    if (code != cudaSuccess) return cuda_fail(err, code, "cannot query the device");
+    device->n_pairs = device->n_sms / 2;
+    for (int i = 0; i < WIDE_TILES; i++) {
+        const wide_tile tile = wide_tiles[i];
+        int n = 0;
+        if (tile.team == 1) continue;
+        const cudaError_t code = cuda_most_clusters(pick_wide(bits_of[0], groups_of[0], i), device->n_sms,
+                                                    tile.team, tile.threads(), SM_SHARED, &n);
+        if (code != cudaSuccess) return cuda_fail(err, code, "cannot query the device");
+        if (n < device->n_pairs) device->n_pairs = n;
+    }
     if (device->n_pairs > 0) return FLUTE_OK;
     return fail(err, FLUTE_EUNSUPPORTED,
                 "the GPU, or the part of it that this is, has no two SMs for a cluster");
@@ -243,6 +244,9 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
     if (args->x_order.tile_tokens &&
         (args->path != LUT_PATH_AUTO || args->x_order.tile_tokens != want.tile_tokens))
         return fail(err, FLUTE_EINVAL, "lut_gemm: activations in an order that the product does not take");
+    if (args->warpgroups != 0 && (args->warpgroups < 2 || args->warpgroups > 4))
+        return fail(err, FLUTE_EINVAL, "lut_gemm: tiles of %d warpgroups; they have 2, 3 or 4",
+                    args->warpgroups);
     if (!lut_gemm_has_path(device, path))
         return fail(err, FLUTE_EINVAL, "lut_gemm: %s",
                     path == LUT_PATH_WIDE ? "LUT_PATH_WIDE needs compute capability 9.0 (Hopper)"
@@ -281,12 +285,13 @@ static lut_params make_params(const lut_gemm_args *args, int64_t first, int n_to
     return p;
 }
 
-// Shared memory: table, sums, barriers, ring; as many stages as `shared` bytes hold.
-static void divide_shared(lut_params *p, int sums_bytes, int stage_bytes, int ring_alignment, int shared) {
+// Shared memory: table, sums, barriers, factors or shares, ring; as many stages as `shared` bytes hold.
+static void divide_shared(lut_params *p, int sums_bytes, int more_bytes, int stage_bytes, int ring_alignment,
+                          int shared) {
     p->sums_at = TABLE_BYTES;
     p->barriers_at = p->sums_at + sums_bytes;
-    p->factors_at = p->barriers_at + MAX_STAGES * 16;
-    p->ring_at = (int)round_up(p->factors_at + FACTORS_BYTES, ring_alignment);
+    p->factors_at = p->shares_at = p->barriers_at + MAX_STAGES * 16 + 16;
+    p->ring_at = (int)round_up(p->factors_at + more_bytes, ring_alignment);
     p->stage_bytes = stage_bytes;
     p->stages = (shared - p->ring_at) / stage_bytes;
     if (p->stages > MAX_STAGES) p->stages = MAX_STAGES;
@@ -312,7 +317,7 @@ static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) 
     const int panel_sums = GEMV_WARPS * PANEL_ROWS * tokens * (int)sizeof(float);
     p->cta_panels = gemv_panels(device, p->n_panels);
     p->group_panels = p->cta_panels < SUMS_BYTES / panel_sums ? p->cta_panels : SUMS_BYTES / panel_sums;
-    divide_shared(p, p->group_panels * panel_sums,
+    divide_shared(p, p->group_panels * panel_sums, FACTORS_BYTES,
                   stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);
 }
 
@@ -339,7 +344,7 @@ static bool plan_tile_passes(const lut_device *device, lut_path path, const weig
     const int x_rows = path == LUT_PATH_AMPERE && p->n_tokens < 8 ? p->n_tokens : tokens;
     const int sums =
         p->k_slices > 1 ? p->tile_panels * p->k_slices * PANEL_ROWS * tokens * (int)sizeof(float) : 0;
-    divide_shared(p, sums,
+    divide_shared(p, sums, 0,
                   (int)round_up(p->tile_panels * p->k_slices * unit_bytes + x_rows * p->x_row_bytes, 128),
                   128, path_shared(device, path));
     if (path == LUT_PATH_AMPERE && p->stages > AMPERE_STAGES) p->stages = AMPERE_STAGES;
@@ -357,72 +362,98 @@ static void plan_tile(const lut_device *device, lut_path path, const weight *w, 
     assert(!"two stages of two panels and one slice always fit");
 }
 
-// What plan_wide comes to.
-struct wide_launch {
-    lut_kernel kernel;
-    int n_ctas, team;
+// What a product takes with a tile of lut_wide, microseconds, less what all tiles of these tokens take: for
+// each 128 columns of a team, for each 64 rows of these, for each 64 rows whose sums blocks hand each other,
+// where teams have parts of two tiles. Fitted to five shapes of 4 bits on an H200 (README.md), within 9 %;
+// the tile that it chooses was the fastest, or took at most 4 % longer.
+static const struct wide_cost {
+    int tokens;
+    double columns, rows, sums, two_tiles;
+} wide_costs[] = {{16, 0.141, 0.107, 0.55, 0.34},
+                  {32, 0.118, 0.137, 0.54, 0.34},
+                  {64, 0.146, 0.223, 0.77, 0.42},
+                  {128, 0.173, 0.300, 1.93, 0.81}};
+
+// How a product is divided for one of wide_tiles.
+struct wide_plan {
+    int tile; // its index
+    int n_teams, waves, tile_stages;
+    int64_t rest_stages;
+    double time; // of wide_costs
 };
-
-// That run at the same time, so that they may wait for each other.
-static int count_teams(const lut_device *device, wide_tile tile) {
-    return tile.team > 1 ? device->n_pairs : device->n_sms;
-}
-
-static int64_t count_tiles(const lut_params *p, wide_tile tile) {
-    const int panels = tile.panels() * tile.team;
-    return (int64_t)p->token_tiles * ((p->n_panels + panels - 1) / panels);
-}
-
-// Which of wide_tiles has this many tokens. Two slices where teams have few stages: their tiles have half the
-// sums to pass on, but each stage costs an eighth more. Measured on an H200 at 4 bits, us with one and with
-// two: 17.5 and 14.3 at 4096 × 4096 and 128 tokens, 21.6 and 19.6 at 256, 29.9 and 29.3 at 6144 × 4096 and
-// 256 (12 stages), 30.7 and 30.9 at 4096 × 14336 and 128 (14), 51.9 and 56.8 at 8192 × 8192 and 256.
-static int choose_tile(const lut_device *device, const lut_params *p, int tokens, int k_blocks) {
-    int tile = 0;
-    while (wide_tiles[tile].tokens < tokens) tile++;
-    if (tokens < WIDE_MAX_TOKENS) return tile;
-    return count_tiles(p, wide_tiles[tile]) * k_blocks <= 12 * count_teams(device, wide_tiles[tile])
-               ? tile + 1
-               : tile;
-}
 
 // Tiles: whole ones in waves, one for each team at a time; what is left, up to twice as many, by stages of K
 // in equal parts. Where tiles are few and all but a tenth of the teams can share them out without a team in
 // two tiles, that is cheaper than the last SMs are worth. A team has at least 256 columns of a tile, or it
-// would not be worth its start.
-static wide_launch plan_wide(const lut_device *device, const weight *w, int tile_tokens, lut_params *p) {
-    const int blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
-    p->token_tiles = (p->n_tokens + tile_tokens - 1) / tile_tokens;
-    const int chosen = choose_tile(device, p, tile_tokens, blocks);
-    const wide_tile tile = wide_tiles[chosen];
-    const wide_stage stage = wide_stage_of(weight_type_bits(w->type), w->group_size, tile);
-    p->tile_stages = (blocks + stage.blocks - 1) / stage.blocks;
-    const int64_t tiles = count_tiles(p, tile);
-    int64_t n_teams = count_teams(device, tile);
+// would not be worth its start, and so many that at most WIDE_MAX_SHARE teams meet in a tile.
+static wide_plan plan_wide_tile(const lut_device *device, const lut_params *p, int index, int blocks,
+                                int stage_blocks) {
+    const wide_tile tile = wide_tiles[index];
+    const wide_cost *cost = wide_costs;
+    while (cost->tokens < tile.tokens) cost++;
+    const int team_panels = tile.warps() * tile.team, stages = (blocks + stage_blocks - 1) / stage_blocks;
+    const int64_t tiles = (int64_t)p->token_tiles * ((p->n_panels + team_panels - 1) / team_panels);
+    int64_t n_teams = tile.team > 1 ? device->n_pairs : device->n_sms; // that run at the same time
     if (tiles < n_teams) {
-        const int64_t even = n_teams / tiles * tiles;
+        const int64_t even = n_teams / tiles * tiles,
+                      least = (stages + WIDE_MAX_SHARE - 2) / (WIDE_MAX_SHARE - 1);
         if (even * 10 >= n_teams * 9) n_teams = even;
-        const int64_t worth = tiles * p->tile_stages * stage.blocks / 2;
+        const int64_t worth = tiles * stages * stage_blocks / 2;
         if (n_teams > worth) n_teams = worth > 0 ? worth : 1;
+        if (n_teams > tiles * stages / least) n_teams = tiles * stages / least;
     }
-    p->waves = (int)(tiles % n_teams ? (tiles > n_teams ? tiles / n_teams - 1 : 0) : tiles / n_teams);
-    const int64_t rest = (tiles - p->waves * n_teams) * p->tile_stages;
-    p->rest_each = (int)(rest / n_teams), p->rest_more = (int)(rest % n_teams);
+    wide_plan plan = {};
+    plan.tile = index, plan.n_teams = (int)n_teams, plan.tile_stages = stages;
+    plan.waves = (int)(tiles % n_teams ? (tiles > n_teams ? tiles / n_teams - 1 : 0) : tiles / n_teams);
+    const int64_t rest = tiles - plan.waves * n_teams;
+    plan.rest_stages = rest * stages;
+    const double most = plan.waves * stages + (double)((plan.rest_stages + n_teams - 1) / n_teams);
+    plan.time = most * stage_blocks * (cost->columns + tile.warpgroups * cost->rows);
+    if (rest > 0) {
+        const bool two_tiles = n_teams % rest != 0;
+        plan.time += tile.warpgroups * cost->sums * (two_tiles ? 1 : 1 - (double)rest / (double)n_teams) +
+                     (two_tiles ? cost->two_tiles : 0);
+    }
+    return plan;
+}
+
+// Of the tiles that have this many tokens the one of so many warpgroups, or the one that takes least time.
+static wide_plan plan_wide(const lut_device *device, const weight *w, int tile_tokens, int warpgroups,
+                           lut_params *p) {
+    const int bits = weight_type_bits(w->type),
+              blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
+    p->token_tiles = (p->n_tokens + tile_tokens - 1) / tile_tokens;
+    wide_plan best = {};
+    for (int i = 0; i < WIDE_TILES; i++) {
+        if (wide_tiles[i].tokens != tile_tokens) continue;
+        const wide_plan plan =
+            plan_wide_tile(device, p, i, blocks, wide_stage_of(bits, w->group_size, wide_tiles[i]).blocks);
+        const bool asked_for = wide_tiles[i].warpgroups == warpgroups;
+        if (best.n_teams == 0 || asked_for || plan.time < best.time) best = plan;
+        if (asked_for) break;
+    }
+    const wide_tile tile = wide_tiles[best.tile];
+    p->waves = best.waves, p->tile_stages = best.tile_stages, p->rest_stages = (uint32_t)best.rest_stages;
     p->partials = (float4 *)device->workspace;
-    divide_shared(p, WIDE_WARPS * tile.warp_sums(), stage.bytes, 1024, SM_SHARED);
+    p->tags = (uint32_t *)((uint8_t *)device->workspace + partials_bytes(device));
+    divide_shared(p, tile.warps() * tile.result_bytes(), 2 * (int)sizeof(wide_shared),
+                  wide_stage_of(bits, w->group_size, tile).bytes, 1024, SM_SHARED);
     assert(p->stages >= 2);
-    return {pick_wide(weight_type_bits(w->type), w->group_size, chosen), (int)n_teams * tile.team, tile.team};
+    return best;
 }
 
 static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_params *p, int tile_tokens,
                        cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
-    const wide_launch launch = plan_wide(device, w, tile_tokens, p);
+    const wide_plan plan = plan_wide(device, w, tile_tokens, args->warpgroups, p);
+    const wide_tile tile = wide_tiles[plan.tile];
     cudaError_t code = cudaSuccess;
+    if (plan.rest_stages * plan.n_teams > UINT32_MAX)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: %d columns are too many", p->n_cols);
     if (!args->x_order.tile_tokens) {
         arrange_params arrange = {};
         arrange.x = p->x, arrange.x_stride = p->x_stride;
-        arrange.out = (uint8_t *)p->partials + partials_bytes(device);
+        arrange.out = (uint8_t *)p->tags + tags_bytes(device);
         arrange.n_tokens = p->n_tokens, arrange.n_cols = p->n_cols;
         arrange.tile_tokens = tile_tokens, arrange.n_tiles = p->token_tiles;
         arrange.n_blocks = p->panel_units * layout_unit_cols(w->group_size) / BLOCK_COLS;
@@ -431,7 +462,8 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
         code = lut_arrange(arrange, stream);
     }
     if (code == cudaSuccess)
-        code = cuda_launch_clusters(launch.kernel, dim3((unsigned)launch.n_ctas), launch.team, WIDE_THREADS,
+        code = cuda_launch_clusters(pick_wide(weight_type_bits(w->type), w->group_size, plan.tile),
+                                    dim3((unsigned)(plan.n_teams * tile.team)), tile.team, tile.threads(),
                                     (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, true, *p);
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }

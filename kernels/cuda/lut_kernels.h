@@ -20,6 +20,7 @@ struct lut_params {
     int cta_panels;                    // panels of a block of threads
     int stages;                        // of the ring
     int ring_at, sums_at, barriers_at; // offsets in shared memory; the table stands at 0
+    int shares_at;                     // lut_wide: two wide_shared
     int epilogue;                      // a lut_epilogue
     int overlap;
     int releases;         // lets the next kernel start early
@@ -28,12 +29,15 @@ struct lut_params {
     // lut_tile, lut_ampere: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage;
     // bytes from one token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
-    // lut_wide: tiles of tokens; tiles of the matrix that teams take whole, in waves, and those behind them,
-    // whose stages teams share evenly, rest_each for each and one more for the first rest_more; where blocks
-    // leave partial sums
-    int token_tiles, waves, tile_stages, rest_each, rest_more;
-    int y_aligned; // rows of y can be stored four at a time
+    // lut_wide: tiles of tokens; tiles of the matrix that teams take whole, in waves; stages of a tile, and
+    // of the rest, the tiles behind the waves, which teams share evenly
+    int token_tiles, waves, tile_stages;
+    uint32_t rest_stages; // times the teams: below 2^32
+    int y_aligned;        // rows of y can be stored four at a time
+    // Where blocks leave partial sums, WIDE_PLACES times a tile's, and the tags that these will have next: a
+    // word for each place and warp, a bit for each eight tokens.
     float4 *partials;
+    uint32_t *tags;
     lut_order y_order;
     lut_norm norm; // lut_gemv
     lut_next next;
@@ -43,23 +47,50 @@ struct lut_params {
 
 typedef void (*lut_kernel)(lut_params);
 
-// lut_wide: warps that multiply, each with a panel of 16 rows of the tile.
-enum { WIDE_WARPS = 16, WIDE_CONSUMERS = WIDE_WARPS * 32, WIDE_THREADS = WIDE_CONSUMERS + 128 };
-enum { WIDE_MAX_TOKENS = 128 }; // of its largest tile
-enum { WIDE_PITCH = 20 };       // floats from token to token of its results, in shared memory
+enum { WIDE_PITCH = 20 }; // lut_wide: floats from token to token of results in shared memory
 
-// Its tiles. With two slices two warps share a panel, each with one half of the columns of every stage, so
-// that a tile has half as many rows. Blocks of a team, a cluster, have neighbouring rows and the same tokens:
-// each copies a part of the activations for all.
+// The tiles of lut_wide: 64 rows for each warpgroup that multiplies, 16 for each warp. Blocks of a team, a
+// cluster, have neighbouring rows and the same tokens: each copies a part of the activations for all. Three
+// warpgroups with 8 or 16 tokens, three or two with 32 save up to a microsecond of a product, but not of a
+// step, which is shorter when its products are of fewer kernels (lessons.md).
 struct wide_tile {
-    int tokens, slices, team;
+    int tokens, warpgroups, team;
 
-    __host__ __device__ constexpr int panels() const { return WIDE_WARPS / slices; }
-    // Bytes in shared memory for each warp's results, and for what slices hand each other.
-    __host__ __device__ constexpr int warp_sums() const { return slices > 1 ? 1024 : 8 * WIDE_PITCH * 4; }
+    __host__ __device__ constexpr int warps() const { return 4 * warpgroups; } // and panels
+    __host__ __device__ constexpr int consumers() const { return 128 * warpgroups; }
+    __host__ __device__ constexpr int threads() const { return consumers() + 128; } // with the producers
+    // Buffers for the results of eight tokens, of each warp, and bytes of all of a warp's.
+    __host__ __device__ constexpr int results() const {
+        return warpgroups == 4 ? 1 : warpgroups == 3 ? 2 : 4;
+    }
+    __host__ __device__ constexpr int result_bytes() const { return results() * 8 * WIDE_PITCH * 4; }
+    // Registers of a thread. A scheduler has 512 for threads of the same place in their warps.
+    __host__ __device__ constexpr int producer_registers() const { return warpgroups == 4 ? 32 : 56; }
+    __host__ __device__ constexpr int consumer_registers() const {
+        return warpgroups == 4 ? 112 : warpgroups == 3 ? 152 : 224;
+    }
 };
-constexpr wide_tile wide_tiles[] = {{8, 1, 1}, {16, 1, 1}, {32, 1, 1}, {64, 1, 1}, {128, 1, 2}, {128, 2, 2}};
+constexpr wide_tile wide_tiles[] = {{8, 4, 1},  {8, 2, 1},  {16, 4, 1},  {16, 2, 1},  {32, 4, 1}, {64, 4, 1},
+                                    {64, 3, 1}, {64, 2, 1}, {128, 4, 2}, {128, 3, 2}, {128, 2, 2}};
 enum { WIDE_TILES = sizeof wide_tiles / sizeof *wide_tiles };
+enum { WIDE_MAX_TOKENS = 128, WIDE_MAX_WARPS = 16, WIDE_MAX_EIGHTS = WIDE_MAX_TOKENS / 8 }; // of a tile
+enum { WIDE_PLACES = 2 };     // of a block for partial sums: of a tile that it goes on from, or stays with
+enum { WIDE_MAX_SHARE = 32 }; // blocks that share a tile: a lane knows of one
+
+// What a block knows of a tile that it shares.
+struct wide_share {
+    int first_block;      // of its rank, from which the others are a team apart
+    int n_blocks, n_stay; // that have stages of the tile; the first n_stay have no tile after it
+    int me;               // of them
+    int first, last;      // eights of tokens that this block stores
+};
+// The tags of what each block and warp will leave, a bit for each eight.
+typedef uint32_t wide_tags[WIDE_MAX_SHARE][WIDE_MAX_WARPS];
+// Both, in shared memory.
+struct alignas(16) wide_shared {
+    wide_tags tags;
+    wide_share share;
+};
 
 // A stage of its ring: codes and scales of a tile's panels, then the arranged activations.
 struct wide_stage {
@@ -74,7 +105,7 @@ __host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, wide
     s.blocks = tile.tokens <= 32 && bits < 8 ? 2 : 1;
     s.panel_bytes =
         s.blocks * 16 * 128 * bits / 8 + (group >= 128 * s.blocks ? 1 : s.blocks * 128 / group) * 32;
-    s.x_at = (tile.panels() * s.panel_bytes + 1023) / 1024 * 1024;
+    s.x_at = (tile.warps() * s.panel_bytes + 1023) / 1024 * 1024;
     s.bytes = s.x_at + s.blocks * 128 * tile.tokens * 2;
     return s;
 }

@@ -1,4 +1,4 @@
-// y = x · Wᵀ for 5 to 32 tokens: small batches, where lut_wide does not run or matrices are too small for it.
+// y = x · Wᵀ for 5 to 32 tokens: small batches, where lut_wide does not run.
 //
 // Work. A block of threads, one on each SM, owns whole panels (16 rows × K). Its fifteen consumer warps form
 // a grid of pairs of panels × slices of K: as many pairs at a time as there are warps, and where a block owns

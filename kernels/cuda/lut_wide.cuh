@@ -1,26 +1,27 @@
 // y = x · Wᵀ for many tokens on Hopper: prompts, and batches from 5 tokens on.
 //
-// Work. A tile is 256 rows × 8 to 128 tokens. Four warpgroups take 64 rows of it each with wgmma, weights as
-// the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in which
-// wgmma wants them. Tokens are the B operand, in shared memory. Every SM runs one block of threads. Blocks
-// take whole tiles in waves, neighbours at the same time, so that W and x are shared through L2; the stages
-// of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a tile add
-// up their sums.
+// Work. A tile is 8 to 128 tokens × 64 rows for each of two to four warpgroups, which multiply with wgmma,
+// weights as the A operand from registers: a warp's 16 rows are a panel, and the packed order is the order in
+// which wgmma wants them. Tokens are the B operand, in shared memory. Every SM runs one block of threads.
+// Blocks take whole tiles in waves, neighbours at the same time, so that W and x are shared through L2; the
+// stages of K of the last tiles, one to two for each block, are divided evenly, and blocks that meet in a
+// tile add up their sums. Four warpgroups need the fewest bytes and clocks for a product; with fewer there
+// are more and smaller tiles, less often shared, by fewer blocks: lut_gemm.cu estimates which costs least.
 //
 // 128 tokens: two blocks, a cluster, have tiles one below the other and share x beyond that: each copies half
-// of every stage into the shared memory of both (1 to 5 % at 2048 tokens). Where a matrix has few
-// rows, blocks would spend a third of their time with each other's sums; there a tile has 128 rows, and two
-// warpgroups take one half of each stage's columns, two the other: half as many sums to pass on.
+// of every stage into the shared memory of both (1 to 5 % at 2048 tokens).
 //
-// The stream. Two more warps fill a ring. A stage is 128 columns (256 for few tokens): codes and scales of 16
-// panels, a bulk copy each, and one for the activations, which lut_arrange has laid out as they lie in shared
-// memory. The first weights are under way before the kernels ahead have finished.
+// The stream. Two more warps fill a ring, a third finds out with whom tiles are shared. A stage is 128
+// columns (256 for few tokens): codes and scales of the tile's panels, a bulk copy each, and one for the
+// activations, which lut_arrange has laid out as they lie in shared memory. The first weights are under way
+// before the kernels ahead have finished.
 //
 // Sums. Up to 64 tokens a group's fp32 sums are multiplied by its scale, as in the other kernels, and results
-// are exact to fp32. Beyond, 64 more registers a thread are not to be had: the scale, and the table value
-// times it, are rounded to bf16. (The scale as a sum of two bf16 would be exact, and costs 8 % of the time.)
+// are exact to fp32. Beyond, four warpgroups have no 64 more registers a thread: the scale, and the table
+// value times it, are rounded to bf16, with fewer warpgroups as well, so that a result does not depend on the
+// tile. (The scale as a sum of two bf16 would be exact, and costs 8 % of the time.)
 //
-// Roofline on an H200, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
+// Roofline on an H200, four warpgroups, clocks of an SM for 64 × 16 weights at 4 bits, group 128:
 //
 //   tokens         DRAM  tensor cores  shared memory: table + codes in and out + B out and (of a fourth) in
 //   16             29      8           16 + 8 + 4 + 1 = 29
@@ -29,31 +30,31 @@
 //   128            15     64           16 + 8 + 32 + 8 = 64
 //
 // DRAM counts for one tile of tokens (two at 128). Shared memory is the limit up to 64 tokens and a tie with
-// the tensor cores beyond, where two slices (B in: 16) take 72. It is busy for four fifths of the time of the
-// stages: at 256 tokens a kernel without lookups takes 5 % less, without copies 10 %, and without both its
-// tensor cores never wait. A wgmma takes 13 clocks at least. Codes at 2 and 3 bits: 4 and 6 instead of 8; at
-// 8 bits the table takes 32 and codes 16. A taller tile would leave no registers for sums; a wider one (128 ×
-// 256) saves 4 of the 64 clocks and asks L2 for half as many bytes again. Instructions of 128 columns and a
-// warp at 4 bits: 115 to 32 tokens, of 464 issue slots that DRAM leaves it.
+// the tensor cores beyond, where three warpgroups (B in: 11) take 67 and two (16) 72. It is busy for four
+// fifths of the time of the stages: at 256 tokens a kernel without lookups takes 5 % less, without copies
+// 10 %, and without both its tensor cores never wait. A wgmma takes 13 clocks at least. Codes at 2 and 3
+// bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and codes 16. A taller tile would leave no
+// registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and asks L2 for half as many bytes
+// again. Instructions of 128 columns and a warp at 4 bits: 115 to 32 tokens, of 464 issue slots that DRAM
+// leaves it.
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
 #define FLUTE_CUDA_LUT_WIDE_CUH
+
+#include <utility>
 
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/lut_kernels.h"
 #include "kernels/cuda/lut_wide_sums.cuh"
-
-// Five warps on each quarter of an SM: 96 registers a thread, of which the producer's needs few.
-enum { WIDE_PRODUCER_REGISTERS = 32, WIDE_CONSUMER_REGISTERS = 112 };
 
 // Stages of a tile, in blocks of 128 columns and bytes.
 template <int BITS, int GROUP, int TILE> struct wide_shape {
     using layout = unit_layout<BITS, GROUP>;
     static constexpr wide_tile tile = wide_tiles[TILE];
     static constexpr wide_stage stage = wide_stage_of(BITS, GROUP, tile);
-    enum { TOKENS = tile.tokens, SLICES = tile.slices, TEAM = tile.team, PANELS = tile.panels() };
+    enum { TOKENS = tile.tokens, TEAM = tile.team, WARPS = tile.warps(), CONSUMERS = tile.consumers() };
     enum { block_x = 128 * TOKENS * 2, units = stage.blocks / layout::blocks }; // units: 0 is half a unit
-    using walk = wide_walk<TEAM>;
-    using team = wide_team<TEAM>;
+    using walk = wide_walk<TILE>;
+    using team = wide_team<TILE>;
 
     // Blocks of stage n: the last of a tile may have fewer.
     static __device__ __forceinline__ int blocks(const lut_params &p, int n) {
@@ -61,7 +62,7 @@ template <int BITS, int GROUP, int TILE> struct wide_shape {
     }
     // The first panel of this block in a tile of its team.
     static __device__ __forceinline__ int panel(const lut_params &p, const wide_segment &s) {
-        return (s.tile / p.token_tiles * TEAM + team::rank()) * PANELS;
+        return (s.tile / p.token_tiles * TEAM + team::rank()) * WARPS;
     }
 };
 
@@ -85,11 +86,11 @@ template <int TEAM> __device__ __forceinline__ void wide_meet() {
 
 // Calls fill(segment, slot) for each stage of this block when its slot is free, in the whole team; s.first is
 // the stage.
-template <int TEAM, typename F>
+template <int TILE, typename F>
 __device__ __forceinline__ wide_ring wide_fill(const lut_params &p, uint32_t empty, F fill) {
     wide_ring at(1); // the phase before the first
     wide_segment s;
-    for (wide_walk<TEAM> walk(p); walk.next(p, s);)
+    for (wide_walk<TILE> walk(p); walk.next(p, s);)
         for (; s.first < s.last; s.first++, at.advance(p)) {
             barrier_wait(empty + at.slot * 8, at.parity);
             fill(s, at.slot);
@@ -112,8 +113,8 @@ __device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32
         else
             copy_weights(to, from, bytes, barrier);
     };
-    wide_fill<shape::TEAM>(p, empty, [&](const wide_segment &s, int slot) {
-        const int first = shape::panel(p, s), panels = max(0, min((int)shape::PANELS, p.n_panels - first));
+    wide_fill<TILE>(p, empty, [&](const wide_segment &s, int slot) {
+        const int first = shape::panel(p, s), panels = max(0, min((int)shape::WARPS, p.n_panels - first));
         const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
                                                 : layout::block_bytes + 32;
         const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
@@ -138,7 +139,7 @@ __device__ __forceinline__ void wide_produce_activations(const lut_params &p, ui
                                                          uint32_t empty) {
     using shape = wide_shape<BITS, GROUP, TILE>;
     const size_t tile_blocks = (size_t)p.panel_units * shape::layout::blocks;
-    wide_ring at = wide_fill<shape::TEAM>(p, empty, [&](const wide_segment &s, int slot) {
+    wide_ring at = wide_fill<TILE>(p, empty, [&](const wide_segment &s, int slot) {
         const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x, part = bytes / shape::TEAM,
                        to = ring + slot * shape::stage.bytes + shape::stage.x_at, barrier = full + slot * 8;
         const uint8_t *from =
@@ -156,45 +157,29 @@ __device__ __forceinline__ void wide_produce_activations(const lut_params &p, ui
 template <int BITS, int GROUP, int TILE>
 __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem) {
     using shape = wide_shape<BITS, GROUP, TILE>;
-    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
+    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8,
+                   found = empty + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
-    if (threadIdx.x == WIDE_CONSUMERS) {
+    const int role = (threadIdx.x - shape::CONSUMERS) / WARP;
+    if (threadIdx.x == shape::CONSUMERS) {
         for (int s = 0; s < p.stages; s++)
-            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, WIDE_WARPS * shape::TEAM);
+            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, shape::WARPS * shape::TEAM);
+        barrier_init(found, WARP);
         barrier_init_fence();
     }
     wide_meet<shape::TEAM>();
     if (p.releases) dependents_launch();
-    if (threadIdx.x / WARP == WIDE_WARPS) wide_produce_weights<BITS, GROUP, TILE>(p, ring, full, empty);
-    if (threadIdx.x != WIDE_CONSUMERS + WARP) return;
+    if (role == 0) return wide_produce_weights<BITS, GROUP, TILE>(p, ring, full, empty);
     dependency_wait();
-    wide_produce_activations<BITS, GROUP, TILE>(p, ring, full, empty);
-}
-
-// What a lane needs to turn codes into operands.
-struct wide_lane {
-    table_reader_fixed table;
-    int lane, slice;
-};
-
-template <int BITS>
-__device__ __forceinline__ void wide_decode(const wide_lane &l, const block_codes<BITS> &codes, int run,
-                                            uint32_t (&a)[8]) {
-    decode_run<BITS>(codes, run, 0, l.table, a);
-    if (BITS == 8) { // 16 · high + low is a whole number below 256: exact in bf16
-        uint32_t low[8];
-        decode_run<BITS>(codes, run, 1, l.table, low);
-#pragma unroll
-        for (int i = 0; i < 8; i++) a[i] = bf16x2_add(a[i], low[i]);
-    }
+    if (role == 1 && threadIdx.x % WARP == 0)
+        wide_produce_activations<BITS, GROUP, TILE>(p, ring, full, empty);
+    if (role == 2) wide_find_shares<TILE>(p, (wide_shared *)(smem + p.shares_at), found);
 }
 
 // Where a lane finds its part of a stage in shared memory.
 template <int BITS, int GROUP, int TILE> struct wide_slot {
     using shape = wide_shape<BITS, GROUP, TILE>;
     using layout = typename shape::layout;
-    // From one slice of a block to the next: bytes of scales and of activations.
-    enum { SLICE_SCALES = GROUP < 128 ? 128 / GROUP / shape::SLICES * 32 : 0, SLICE_X = shape::TOKENS * 128 };
     enum { TOKENS = shape::TOKENS, SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
     uint32_t codes_at, scales_at, x; // of block 0; x: a wgmma_base
 
@@ -225,34 +210,32 @@ struct wide_scale {
 // registers, 16 of weights times their scales.
 template <int BITS, int GROUP, int TILE> struct wide_operands {
     using slot_t = wide_slot<BITS, GROUP, TILE>;
-    enum {
-        TOKENS = slot_t::TOKENS,
-        EXACT = (int)TOKENS <= (int)LUT_EXACT_TOKENS,
-        SLICES = slot_t::shape::SLICES
-    };
-    enum { PART_COLS = EXACT ? 32 : 16, BLOCK_PARTS = 128 / PART_COLS / SLICES, WORDS = PART_COLS / 4 };
+    enum { TOKENS = slot_t::TOKENS, EXACT = (int)TOKENS <= (int)LUT_EXACT_TOKENS };
+    enum { PART_COLS = EXACT ? 32 : 16, BLOCK_PARTS = 128 / PART_COLS, WORDS = PART_COLS / 4 };
     enum { GROUP_PARTS = (GROUP < 128 ? GROUP : 128) / PART_COLS };
     // While a part is being multiplied, and the one before may still be, the AHEAD parts that follow are
-    // looked up: two where registers are left for it.
-    enum { AHEAD = TOKENS <= 32 ? 2 : 1, BUFFERS = AHEAD + 2 };
+    // looked up, as many as registers are left for. A stage begins with the first FIRST of them and gains one
+    // with each part. Where two warpgroups have long stages to themselves, a part more or less here is up to
+    // 8 % of the time: measured, not understood.
+    enum { AHEAD = TOKENS <= 32 ? 2 : wide_tiles[TILE].warpgroups == 4 ? 1 : 4, BUFFERS = AHEAD + 2 };
+    enum { FIRST = EXACT || AHEAD < 4 || BITS == 2 ? (int)AHEAD : BITS == 3 ? 1 : 2 };
     table_reader_fixed table;
-    int lane, slice;
+    int lane;
     block_codes<BITS> codes;
     wide_scale scale;
     uint32_t a[BUFFERS][WORDS];
 
-    __device__ __forceinline__ void load_codes(uint32_t at) {
-        if (SLICES == 1)
-            codes.load(at, at - lane * 8);
-        else
-            codes.load_half(at, at - lane * 8, slice);
+    // Of PARTS parts those that are looked up before part `next` is waited for.
+    static __host__ __device__ constexpr int ready(int next, int parts) {
+        const int gained = FIRST + 2 * next, most = next + AHEAD < parts ? next + AHEAD : parts;
+        return gained < most ? gained : most;
     }
 
     // Looks part `part` of a stage up; parts come in order.
     __device__ __forceinline__ void prepare(const slot_t &slot, int part) {
         const int block = part / BLOCK_PARTS, of_block = part % BLOCK_PARTS;
         uint32_t(&to)[WORDS] = a[part % BUFFERS];
-        if (of_block == 0) load_codes(slot.codes(block));
+        if (of_block == 0) codes.load(slot.codes(block), slot.codes(block) - lane * 8);
         if constexpr (EXACT) {
             decode(of_block, to);
         } else {
@@ -276,16 +259,16 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
     }
 };
 
-// sums += this warp's slice of the BLOCKS blocks of a stage. (To look up what the next stage begins with
-// before this one's slot is free cost 5 % up to 32 tokens: the ring holds few stages.)
+// sums += the BLOCKS blocks of a stage. (To look up what the next stage begins with before this one's slot is
+// free cost 4 to 5 %, with few tokens and with many.)
 template <int BLOCKS, int BITS, int GROUP, int TILE, int N>
 __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &operands,
                                          const wide_slot<BITS, GROUP, TILE> &slot, float (&sums)[N]) {
     using operands_t = wide_operands<BITS, GROUP, TILE>;
-    enum { EXACT = operands_t::EXACT, AHEAD = operands_t::AHEAD, PARTS = BLOCKS * operands_t::BLOCK_PARTS };
+    enum { EXACT = operands_t::EXACT, PARTS = BLOCKS * operands_t::BLOCK_PARTS };
     float group[EXACT ? N : 1]; // sums of a group of columns, not yet times its scale
 #pragma unroll
-    for (int part = 0; part < AHEAD; part++) operands.prepare(slot, part);
+    for (int part = 0; part < operands_t::FIRST; part++) operands.prepare(slot, part);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         const auto &a = operands.a[part % operands_t::BUFFERS];
@@ -298,7 +281,9 @@ __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &opera
         } else
             wgmma(sums, a[0], a[1], a[2], a[3], slot.activations(block, of_block), 1);
         wgmma_commit();
-        if (part + AHEAD < PARTS) operands.prepare(slot, part + AHEAD);
+#pragma unroll
+        for (int i = operands_t::ready(part, PARTS); i < operands_t::ready(part + 1, PARTS); i++)
+            operands.prepare(slot, i);
         if (EXACT ? of_group + 1 < operands_t::GROUP_PARTS : part + 1 < PARTS) {
             wgmma_wait<1>();
             continue;
@@ -317,63 +302,30 @@ __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &opera
     }
 }
 
-// Adds up the slices of a tile: the warps that share a panel hand each other half of the tokens. mine: those
-// of this warp's half.
-template <int N, int M>
-__device__ __forceinline__ void wide_merge(uint8_t *all, int warp_bytes, int slice, const float (&sums)[N],
-                                           float (&mine)[M]) {
-    if (N == M) { // one slice
-#pragma unroll
-        for (int i = 0; i < M; i++) mine[i] = sums[i];
-        return;
-    }
-    enum { PANELS = WIDE_WARPS / 2 };
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    float4 *const to = (float4 *)(all + warp * warp_bytes) + lane;
-    const float4 *const from = (const float4 *)(all + (warp ^ PANELS) * warp_bytes) + lane;
-#pragma unroll
-    for (int i = 0; i < M; i += 4) { // in two places in turn, so that they need to meet but once
-        float other[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float low = sums[i + j], high = sums[(i + j + M) % N];
-            mine[i + j] = slice ? high : low, other[j] = slice ? low : high;
-        }
-        to[i % 8 * 8] = make_float4(other[0], other[1], other[2], other[3]);
-        barrier_sync(2 + warp % PANELS, 2 * WARP);
-        const float4 v = from[i % 8 * 8];
-        mine[i] += v.x, mine[i + 1] += v.y, mine[i + 2] += v.z, mine[i + 3] += v.w;
-    }
-    barrier_sync(2 + warp % PANELS, 2 * WARP); // before the place is used for results
-}
-
 template <int BITS, int GROUP, int TILE>
 __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem) {
     using shape = wide_shape<BITS, GROUP, TILE>;
     using slot_t = wide_slot<BITS, GROUP, TILE>;
     constexpr wide_stage stage = shape::stage;
-    enum { TOKENS = shape::TOKENS, SLICES = shape::SLICES, TEAM = shape::TEAM };
-    enum { N = TOKENS / 2, warp_sums = shape::tile.warp_sums() };
+    enum { TOKENS = shape::TOKENS, TEAM = shape::TEAM, N = TOKENS / 2 };
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int slice = SLICES > 1 ? warp / shape::PANELS : 0,
-              panel = warp - slice * shape::PANELS; // of a tile
     wide_meet<TEAM>();
     if (p.releases) dependents_launch();
-    table_build<BITS>(smem, p.table, WIDE_WARPS);
+    table_build<BITS>(smem, p.table, shape::WARPS);
     dependency_wait(); // for y, which the epilogue may read, and for the partial sums
-    barrier_sync(1, WIDE_CONSUMERS);
+    barrier_sync(1, shape::CONSUMERS);
 
-    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
+    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8,
+                   found = empty + p.stages * 8;
     const uint32_t ring = shared_address(smem + p.ring_at);
-    const uint32_t codes_at = keep_in_register(panel * stage.panel_bytes + lane * 16),
-                   scales_at = keep_in_register(panel * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4 +
-                                                slice * slot_t::SLICE_SCALES),
-                   x_at = stage.x_at + slice * slot_t::SLICE_X,
+    const uint32_t codes_at = keep_in_register(warp * stage.panel_bytes + lane * 16),
+                   scales_at = keep_in_register(warp * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4),
+                   x_at = stage.x_at,
                    frees =
                        TEAM > 1 ? cluster_address(empty, lane % TEAM) : empty; // of block `lane` of the team
     wide_operands<BITS, GROUP, TILE> operands;
     operands.table = {keep_in_register(shared_window(smem) | table_lane_offset<BITS>(lane))};
-    operands.lane = lane, operands.slice = slice;
+    operands.lane = lane;
     wide_ring at(0);
     wide_segment s;
     for (typename shape::walk walk(p); walk.next(p, s);) {
@@ -392,40 +344,47 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
             if (TEAM == 1 && lane == 0) barrier_arrive(frees + at.slot * 8);
             if (TEAM > 1 && lane < TEAM) barrier_arrive_cluster(frees + at.slot * 8);
         }
-        float mine[N / SLICES]; // of a slice's part of the tokens
-        wide_merge(smem + p.sums_at, warp_sums, slice, sums, mine);
-        const int token = s.tile % p.token_tiles * TOKENS + slice * (TOKENS / SLICES);
-        int first = 0, last = TOKENS / SLICES / 8;
+        // From here on nothing that ptxas could work out ahead, and keep in registers through the stages.
+        const int thread = (int)keep_in_register(threadIdx.x);
+        int first = 0, last = TOKENS / 8;
         if (s.last - s.first < p.tile_stages) {
-            const wide_share<TEAM> share(p, s.tile, last);
-            wide_leave(p, share, mine);
+            const wide_shared &shared = ((const wide_shared *)(smem + p.shares_at))[s.first == 0];
+            barrier_wait(found, 0);
+            const wide_share share = shared.share;
+            wide_leave<TILE>(p, share, shared.tags, thread, sums);
             first = share.first, last = share.last;
-            if (first < last) wide_collect(p, share, mine);
+            if (first < last) wide_collect<TILE>(p, share, shared.tags, thread, sums);
         }
-        wide_store(p, (float *)(smem + p.sums_at + warp * warp_sums), shape::panel(p, s) + panel, token,
-                   first, last, mine);
+        wide_store<shape::tile.results()>(
+            p, (float *)(smem + p.sums_at + thread / WARP * shape::tile.result_bytes()), thread % WARP,
+            shape::panel(p, s) + thread / WARP, s.tile % p.token_tiles * TOKENS, first, last, sums);
     }
 }
 
 template <int BITS, int GROUP, int TILE>
-__global__ void __launch_bounds__(WIDE_THREADS, 1) lut_wide(const __grid_constant__ lut_params p) {
+__global__ void __launch_bounds__(wide_tiles[TILE].threads(), 1)
+    lut_wide(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) uint8_t smem[];
-    if (threadIdx.x >= WIDE_CONSUMERS) {
-        registers_give_up<WIDE_PRODUCER_REGISTERS>();
+    constexpr wide_tile tile = wide_tiles[TILE];
+    if (threadIdx.x >= tile.consumers()) {
+        registers_give_up<tile.producer_registers()>();
         wide_produce<BITS, GROUP, TILE>(p, smem);
     } else {
-        registers_take<WIDE_CONSUMER_REGISTERS>();
+        registers_take<tile.consumer_registers()>();
         wide_consume<BITS, GROUP, TILE>(p, smem);
     }
 #endif
 }
 
-template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tile) {
-    static const lut_kernel kernels[WIDE_TILES] = {lut_wide<BITS, GROUP, 0>, lut_wide<BITS, GROUP, 1>,
-                                                   lut_wide<BITS, GROUP, 2>, lut_wide<BITS, GROUP, 3>,
-                                                   lut_wide<BITS, GROUP, 4>, lut_wide<BITS, GROUP, 5>};
+template <int BITS, int GROUP, int... TILES>
+lut_kernel lut_wide_of(std::integer_sequence<int, TILES...>, int tile) {
+    static const lut_kernel kernels[] = {lut_wide<BITS, GROUP, TILES>...};
     return kernels[tile];
+}
+
+template <int BITS, int GROUP> lut_kernel lut_wide_pick(int tile) {
+    return lut_wide_of<BITS, GROUP>(std::make_integer_sequence<int, WIDE_TILES>(), tile);
 }
 
 #endif

@@ -42,6 +42,7 @@ typedef struct check_case {
     lut_epilogue epilogue;
     bool overlap;
     lut_path path;
+    int warpgroups; // of LUT_PATH_WIDE
     lut_order x_order, y_order;
     bf16 *x;
 } check_case;
@@ -141,7 +142,8 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
                                 .x_order = c->x_order,
                                 .y_order = c->y_order,
                                 .overlap = c->overlap,
-                                .path = c->path};
+                                .path = c->path,
+                                .warpgroups = c->warpgroups};
     const int code = lut_gemm(device, &args, NULL, err);
     check(cudaDeviceSynchronize(), "lut_gemm");
     check(cudaMemcpy(c->y_order.tile_tokens ? (void *)arranged : y, y_buffer.data, y_size,
@@ -254,9 +256,9 @@ static bool case_check(const lut_device *device, check_case *c) {
     else if ((error = case_error(device, c, y)) > 1)
         wrong = "wrong sums";
     if (wrong)
-        printf("# %s g%d N=%lld K=%lld M=%d %s epilogue %d%s%s%s: %s (error %.3g times the allowed)\n",
+        printf("# %s g%d N=%lld K=%lld M=%d %s %d epilogue %d%s%s%s: %s (error %.3g times the allowed)\n",
                weight_type_name(c->w.type), c->w.group_size, (long long)c->w.n_rows, (long long)c->w.n_cols,
-               c->n_tokens, path_names[c->path], c->epilogue, c->overlap ? " overlapped" : "",
+               c->n_tokens, path_names[c->path], c->warpgroups, c->epilogue, c->overlap ? " overlapped" : "",
                c->x_order.tile_tokens ? " x arranged" : "", c->y_order.tile_tokens ? " y arranged" : "",
                wrong, error);
     free(y);
@@ -265,15 +267,18 @@ static bool case_check(const lut_device *device, check_case *c) {
 }
 
 // Ragged shapes, more of the small ones: N from 1, K from one group; and now and then one with several panels
-// for every block of threads.
+// for every block of threads. Many tokens: either few rows or few columns.
 static void random_shape(int group_size, int n_tokens, int64_t *n_rows, int64_t *n_cols) {
     const int kind = random_below(8);
     *n_rows = kind < 4   ? 1 + random_below(100)
               : kind < 7 ? 1 + random_below(3000)
                          : 4200 + random_below(9000);
     *n_cols = group_size * (1 + random_below((kind < 4 ? 9000 : 3000) / group_size));
-    if (n_tokens > 32 && *n_rows > 500) *n_rows %= 500;
-    if (*n_rows == 0) *n_rows = 1;
+    if (n_tokens <= 32) return;
+    if (kind == 7)
+        *n_cols = group_size * (1 + random_below(512 / group_size));
+    else if (*n_rows > 500)
+        *n_rows = 1 + *n_rows % 500;
 }
 
 // The same on the two SMs of the emulator, in turn: short, wide, and long enough for several rounds of the
@@ -342,25 +347,49 @@ static bool check_chain(const lut_device *device, weight_type type, int n_tokens
     return good;
 }
 
-// One type and number of tokens, every group size, some path.
-static bool check_groups(const lut_device *device, bool small, weight_type type, int n_tokens,
-                         int only_path) {
+static bool check_product(const lut_device *device, weight_type type, int group_size, int n_tokens,
+                          int64_t n_rows, int64_t n_cols, lut_path path, int warpgroups) {
+    check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
+    c.path = path, c.warpgroups = warpgroups;
+    case_order(device, &c);
+    const bool good = case_check(device, &c);
+    case_free(&c);
+    return good;
+}
+
+// So many rows that a block of LUT_PATH_GEMV adds its panels up in two rounds, with the same activations.
+static bool check_many_rows(const lut_device *device, weight_type type, int group_size, int n_tokens) {
+    const int tokens = n_tokens > 2 ? 4 : n_tokens, panels = 2 * device->n_sms * (32 / tokens + 1);
+    return check_product(device, type, group_size, n_tokens, 16 * panels - 16, group_size, LUT_PATH_GEMV, 0);
+}
+
+// One type, number of tokens and group size: some shapes and paths, then one with each tile of LUT_PATH_WIDE.
+// only_path: this one, or -1.
+static bool check_group(const lut_device *device, bool small, weight_type type, int group_size, int n_tokens,
+                        int only_path) {
     bool good = true;
-    for (int group_size = 32; group_size <= 256; group_size *= 2)
-        for (int i = 0; i < SHAPES; i++) {
-            int64_t n_rows, n_cols;
-            if (small)
-                random_small_shape(i, group_size, &n_rows, &n_cols);
-            else
-                random_shape(group_size, n_tokens, &n_rows, &n_cols);
-            check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
-            do c.path = (lut_path)random_below(N_PATHS);
-            while (!lut_gemm_has_path(device, c.path));
-            if (only_path >= 0) c.path = (lut_path)only_path;
-            case_order(device, &c);
-            good = case_check(device, &c) && good;
-            case_free(&c);
-        }
+    int64_t n_rows, n_cols;
+    for (int i = 0; i < SHAPES; i++) {
+        lut_path path;
+        do path = (lut_path)random_below(N_PATHS);
+        while (!lut_gemm_has_path(device, path));
+        if (only_path >= 0) path = (lut_path)only_path;
+        if (small)
+            random_small_shape(i, group_size, &n_rows, &n_cols);
+        else
+            random_shape(group_size, n_tokens, &n_rows, &n_cols);
+        good = check_product(device, type, group_size, n_tokens, n_rows, n_cols, path, 0) && good;
+    }
+    const bool gemv = n_tokens <= 4 && lut_gemm_has_path(device, LUT_PATH_GEMV),
+               wide = n_tokens > 4 && lut_gemm_has_path(device, LUT_PATH_WIDE);
+    if (gemv && (only_path < 0 || only_path == LUT_PATH_GEMV))
+        good = check_many_rows(device, type, group_size, n_tokens) && good;
+    if (small) random_small_shape(1, group_size, &n_rows, &n_cols); // the last one takes long
+    for (int warpgroups = 2; warpgroups <= 4; warpgroups++)
+        if (wide && (only_path < 0 || only_path == LUT_PATH_WIDE))
+            good = check_product(device, type, group_size, n_tokens, n_rows, n_cols, LUT_PATH_WIDE,
+                                 warpgroups) &&
+                   good;
     return good;
 }
 
@@ -399,8 +428,9 @@ int main(int argc, char **argv) {
                 printf("ok %d # SKIP not asked for\n", t * n_counts + m + 1);
                 continue;
             }
-            bool good = check_groups(&device, small, types[t], tokens_of[m], only_path);
-            good = check_chain(&device, types[t], tokens_of[m], only_path) && good;
+            bool good = check_chain(&device, types[t], tokens_of[m], only_path);
+            for (int group_size = 32; group_size <= 256; group_size *= 2)
+                good = check_group(&device, small, types[t], group_size, tokens_of[m], only_path) && good;
             printf("%sok %d - %s, %d tokens\n", good ? "" : "not ", t * n_counts + m + 1,
                    weight_type_name(types[t]), tokens_of[m]);
             fflush(stdout);

@@ -52,14 +52,16 @@ static void product_free(product *p) {
     cudaFree(p->y);
 }
 
-static int product_run(const lut_device *device, product *p, lut_path path, flute_error *err) {
+static int product_run(const lut_device *device, product *p, lut_path path, int warpgroups,
+                       flute_error *err) {
     const lut_gemm_args args = {.w = &p->w,
                                 .x = p->x,
                                 .x_stride = p->w.n_cols,
                                 .n_tokens = p->n_tokens,
                                 .y = p->y,
                                 .y_stride = p->w.n_rows,
-                                .path = path};
+                                .path = path,
+                                .warpgroups = warpgroups};
     memset(p->y, 0xff, (size_t)(p->n_tokens * p->w.n_rows) * sizeof *p->y);
     const int code = lut_gemm(device, &args, NULL, err);
     assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
@@ -110,13 +112,14 @@ static void test_division(void **state) {
         product p = product_new(c[1], c[2], c[3], c[4]);
         const size_t size = (size_t)(c[1] * c[4]) * sizeof *p.y;
         float *before = malloc(size);
-        for (unsigned seed = 1; seed <= 2; seed++) { // the second time places must be empty again
-            simt_set_seed(seed);
-            assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, &err), FLUTE_OK);
-            product_check(&p);
-            if (seed > 1) assert_memory_equal(before, p.y, size);
-            memcpy(before, p.y, size);
-        }
+        for (int warpgroups = 2; warpgroups <= 4; warpgroups++)
+            for (unsigned seed = 1; seed <= 2; seed++) { // with places for sums that others have used
+                simt_set_seed(seed);
+                assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, warpgroups, &err), FLUTE_OK);
+                product_check(&p);
+                if (seed > 1) assert_memory_equal(before, p.y, size);
+                memcpy(before, p.y, size);
+            }
         free(before);
         product_free(&p);
         lut_device_close(&device);
@@ -140,9 +143,9 @@ static void test_other_gpus(void **state) {
     assert_false(device.has_wide);
     product p = product_new(40, 256, 128, 40);
     assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_TILE);
-    assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, &err), FLUTE_OK);
+    assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, 0, &err), FLUTE_OK);
     product_check(&p);
-    assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, &err), FLUTE_EINVAL);
+    assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, 0, &err), FLUTE_EINVAL);
     assert_non_null(strstr(err.message, "LUT_PATH_WIDE needs compute capability 9.0"));
     product_free(&p);
     lut_device_close(&device);
@@ -165,10 +168,10 @@ static void test_code_of_ampere(void **state) {
         assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_AMPERE);
         assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_AMPERE);
         const long before = simt_launches();
-        assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, &err), FLUTE_OK);
+        assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, 0, &err), FLUTE_OK);
         product_check(&p);
         assert_int_equal(simt_launches() - before, cards[i][3] == 99 ? 3 : 2); // 16 or 32 tokens at a time
-        assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, &err), FLUTE_EINVAL);
+        assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, 0, &err), FLUTE_EINVAL);
         assert_non_null(strstr(err.message, "needs code for compute capability 9.0"));
         const float squares = 0;
         const lut_gemm_args normed = {.w = &p.w,
@@ -205,12 +208,15 @@ static void test_paths(void **state) {
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
     product p = product_new(40, 256, 128, 11);
     assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_GEMV);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 8), LUT_PATH_TILE);
+    assert_int_equal(lut_gemm_path(&device, &p.w, 4), LUT_PATH_GEMV);
+    assert_int_equal(lut_gemm_path(&device, &p.w, 5), LUT_PATH_WIDE);
     assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_WIDE);
     for (lut_path path = LUT_PATH_AUTO; path <= LUT_PATH_AMPERE; path++) {
-        assert_int_equal(product_run(&device, &p, path, &err), FLUTE_OK);
+        assert_int_equal(product_run(&device, &p, path, 0, &err), FLUTE_OK);
         product_check(&p);
     }
+    assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, 5, &err), FLUTE_EINVAL);
+    assert_non_null(strstr(err.message, "tiles of 5 warpgroups"));
     product_free(&p);
     lut_device_close(&device);
 }

@@ -72,8 +72,8 @@ static void suspend_for_others(const char *what) {
     suspend(what);
 }
 
-void word_wait(const uint32_t *word, uint32_t empty) {
-    while (*word == empty) suspend_for_others("waits for a word of another block");
+void word_wait(const uint32_t *word, uint32_t mask, uint32_t value) {
+    while ((*word & mask) != value) suspend_for_others("waits for a word of another block");
     woken = true;
 }
 

@@ -85,8 +85,8 @@ void mbarrier_arrive(uint32_t at, uint32_t bytes_expected);
 bool mbarrier_done(uint32_t at, uint32_t parity); // otherwise other threads run first
 void mbarrier_wait(uint32_t at, uint32_t parity);
 
-// Waits while a word of global memory, which another block changes, is `empty`.
-void word_wait(const uint32_t *word, uint32_t empty);
+// Waits until the bits `mask` of a word of global memory, which another block changes, are `value`.
+void word_wait(const uint32_t *word, uint32_t mask, uint32_t value);
 
 // The barrier of a cluster: a thread arrives, and waits for all others that have not returned. A store to the
 // shared memory of the block of this rank, which has begun and not ended, and that completes bytes of an

@@ -130,22 +130,25 @@ static void run_wrong_wgmma(int wrong) {
               &v);
 }
 
-// Every block takes what the one behind it has left, the last one nothing, adds one and leaves that; silent:
+// Every block takes what the one behind it has left, the last one nothing, adds two and leaves that; silent:
 // nobody leaves anything.
-static __global__ void partials_kernel(float4 *partials, bool silent) {
+static __global__ void partials_kernel(float4 *partials, uint32_t tag, bool silent) {
     float4 v = make_float4(0, 0, 0, 0), *const mine = partials + blockIdx.x * 64 + threadIdx.x;
-    if (blockIdx.x + 1 < gridDim.x) v = load_partial(mine + 64), take_partial(mine + 64, v);
-    if (!silent) leave_partial(mine, make_float4(v.x + 1, v.y + 1, v.z + 1, v.w + 1));
+    if (blockIdx.x + 1 < gridDim.x) v = load_partial(mine + 64), await_partial(mine + 64, v, tag);
+    if (!silent) leave_partial(mine, make_float4(v.x + 2, v.y + 2, v.z + 2, v.w + 2), tag);
 }
 
 static void run_partials(int n_blocks, bool silent) {
     simt_set_sms(4);
-    std::vector<uint32_t> empty((size_t)n_blocks * 256, ~0u);
-    device_array<uint32_t> partials(empty);
-    assert_int_equal(launch(partials_kernel, n_blocks, 64, 0, (float4 *)partials.data, silent), cudaSuccess);
-    const std::vector<uint32_t> v = partials.read();
-    for (int i = 0; i < n_blocks * 256; i++)
-        assert_int_equal(v[(size_t)i], i < 256 ? __float_as_uint((float)n_blocks) : ~0u);
+    device_array<uint32_t> partials(std::vector<uint32_t>((size_t)n_blocks * 256, 0));
+    for (uint32_t use = 0; use < 3; use++) { // of the same places
+        const uint32_t tag = (use + 1) % 2;
+        assert_int_equal(launch(partials_kernel, n_blocks, 64, 0, (float4 *)partials.data, tag, silent),
+                         cudaSuccess);
+        const std::vector<uint32_t> v = partials.read();
+        for (int i = 0; i < n_blocks * 256; i++)
+            assert_int_equal(v[(size_t)i], __float_as_uint(2.0f * (float)(n_blocks - i / 256)) | tag);
+    }
 }
 
 static void test_blocks_that_wait(void **) {

@@ -98,7 +98,7 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
     simt::copy_async(to, from, 16, inside ? 16 : 0);
 }
 
-__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
+__device__ __forceinline__ void copy16(uint32_t to, const void *from) {
     simt::copy_async(to, from, 16, 16);
 }
 
@@ -413,26 +413,26 @@ __device__ __forceinline__ float4 load_partial(const float4 *p) {
     return *p;
 }
 
-__device__ __forceinline__ void leave_partial(float4 *p, float4 v) {
-    *p = v;
+__device__ __forceinline__ float with_tag(float v, uint32_t tag) {
+    return __uint_as_float((__float_as_uint(v) & ~1u) | tag);
 }
 
-__device__ __forceinline__ bool is_empty(float4 v) {
-    const uint32_t empty = ~0u;
-    return __float_as_uint(v.x) == empty || __float_as_uint(v.y) == empty || __float_as_uint(v.z) == empty ||
-           __float_as_uint(v.w) == empty;
+__device__ __forceinline__ bool has_tag(float4 v, uint32_t tag) {
+    const float floats[] = {v.x, v.y, v.z, v.w};
+    for (float f : floats)
+        if ((__float_as_uint(f) & 1) != tag) return false;
+    return true;
 }
 
-__device__ __forceinline__ void await_partial(const float4 *p, float4 &v) {
+__device__ __forceinline__ void leave_partial(float4 *p, float4 v, uint32_t tag) {
+    if (tag > 1) simt::stop("leave_partial: a tag of %u", tag);
+    *p = make_float4(with_tag(v.x, tag), with_tag(v.y, tag), with_tag(v.z, tag), with_tag(v.w, tag));
+}
+
+__device__ __forceinline__ void await_partial(const float4 *p, float4 &v, uint32_t tag) {
     const uint32_t *words = (const uint32_t *)p;
-    for (int i = 0; i < 4; i++) simt::word_wait(words + i, ~0u);
-    v = *p;
-}
-
-__device__ __forceinline__ void take_partial(float4 *p, float4 &v) {
-    await_partial(p, v);
-    const float empty = __uint_as_float(~0u);
-    *p = make_float4(empty, empty, empty, empty);
+    for (int i = 0; i < 4; i++) simt::word_wait(words + i, 1, tag);
+    v = make_float4(with_tag(p->x, 0), with_tag(p->y, 0), with_tag(p->z, 0), with_tag(p->w, 0));
 }
 
 __device__ __forceinline__ void add_global4(float *p, float4 v) {
