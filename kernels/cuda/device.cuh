@@ -171,10 +171,10 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
                  : "memory");
 }
 
-// Asynchronous copy of 16 bytes. Without a cache policy: ptxas 13.0 makes the policy part of a
+// Asynchronous copy of 16 bytes of weights. Without a cache policy: ptxas 13.0 makes the policy part of a
 // descriptor in uniform registers, and where it is not the same for all lanes an H200 stops at an illegal
 // instruction.
-__device__ __forceinline__ void copy16(uint32_t to, const void *from) {
+__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 

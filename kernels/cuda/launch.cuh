@@ -46,7 +46,7 @@ static inline cudaError_t cuda_most_clusters(void (*kernel)(Params...), int n_sm
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = (unsigned)cluster,
+    attribute.val.clusterDim.x = (unsigned)cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     config.gridDim = dim3((unsigned)(n_sms / cluster * cluster));
     config.blockDim = dim3((unsigned)threads);

@@ -76,7 +76,7 @@ template <int BYTES> __device__ __forceinline__ void ampere_copy_unit(uint32_t t
 #pragma unroll
     for (int at = 0; at < BYTES; at += WARP * 16)
         if (at + WARP * 16 <= BYTES || at + lane * 16 < BYTES)
-            copy16(to + at + lane * 16, from + at + lane * 16);
+            copy_weights16(to + at + lane * 16, from + at + lane * 16);
 }
 
 template <int BITS, int GROUP, int N_TILES>

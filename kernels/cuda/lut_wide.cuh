@@ -18,7 +18,7 @@
 //
 // Sums. Up to 64 tokens a group's fp32 sums are multiplied by its scale, as in the other kernels, and results
 // are exact to fp32. Beyond, four warpgroups have no 64 more registers a thread: the scale, and the table
-// value times it, are rounded to bf16, with fewer warpgroups as well, so that a result does not depend on the
+// value times it, are rounded to bf16, with fewer warpgroups as well, so that accuracy does not depend on the
 // tile. (The scale as a sum of two bf16 would be exact, and costs 8 % of the time.)
 //
 // Roofline on an H200, four warpgroups, clocks of an SM for 64 × 16 weights at 4 bits, group 128:

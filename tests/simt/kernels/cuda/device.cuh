@@ -98,7 +98,7 @@ __device__ __forceinline__ void copy_activations(uint32_t to, const void *from, 
     simt::copy_async(to, from, 16, inside ? 16 : 0);
 }
 
-__device__ __forceinline__ void copy16(uint32_t to, const void *from) {
+__device__ __forceinline__ void copy_weights16(uint32_t to, const void *from) {
     simt::copy_async(to, from, 16, 16);
 }
 
