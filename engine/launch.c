@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 
 enum { DEFAULT_PORT = 29500, GRACE_SECONDS = 5 };
@@ -125,9 +126,7 @@ static void watch_children(children *c, const sigset_t *signals) {
         const int left = reap(c);
         if (left == 0) return;
         if (left == c->n) continue;
-        struct timespec time;
-        clock_gettime(CLOCK_MONOTONIC, &time);
-        const double now = (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+        const double now = seconds_now();
         if (first_end == 0) first_end = now;
         if (now - first_end > GRACE_SECONDS) {
             if (c->status == 0) c->status = 1;

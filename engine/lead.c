@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "engine/model.h"
 #include "engine/scatter.h"
@@ -153,12 +153,6 @@ int lead_step(const lead *l, const kernel_batch *batch, flute_error *err) {
     return ranks_tell(l->ranks, RANKS_STEP, l->model, parts, sizeof parts / sizeof *parts, err);
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 // By the clock; the first one warms up.
 static int clock_all_reduce(comm *c, float *data, size_t n, int repeats, double *seconds, flute_error *err) {
     double start = 0;
@@ -167,9 +161,9 @@ static int clock_all_reduce(comm *c, float *data, size_t n, int repeats, double 
         code = c->ops->all_reduce(c, data, n, NULL, err);
         if (i > 0 || code) continue;
         code = c->ops->barrier(c, NULL, err);
-        start = now();
+        start = seconds_now();
     }
-    *seconds = (now() - start) / repeats;
+    *seconds = (seconds_now() - start) / repeats;
     return code;
 }
 

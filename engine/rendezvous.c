@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 
 // What goes over the wire; all ranks are of one architecture.
@@ -79,12 +80,6 @@ static void set_options(int socket) {
     setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
     setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
     setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
-}
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
 static int resolve(const rank_place *place, int flags, struct addrinfo **out, flute_error *err) {
@@ -235,10 +230,10 @@ static int report_missing(const gathering *g, flute_error *err) {
 }
 
 static int receive_all(gathering *g, int listener, flute_error *err) {
-    const double deadline = now() + g->place->timeout_s;
+    const double deadline = seconds_now() + g->place->timeout_s;
     const int n_wanted = (g->place->size - 1) * N_CHANNELS;
     for (int n_come = 0; n_come < n_wanted;) {
-        const double left = deadline - now();
+        const double left = deadline - seconds_now();
         struct pollfd waiting = {.fd = listener, .events = POLLIN};
         if (left <= 0) return report_missing(g, err);
         if (poll(&waiting, 1, (int)(left * 1e3) + 1) <= 0) continue;
@@ -324,14 +319,14 @@ static int connect_to(const rank_place *place, double deadline, int *out, flute_
         }
         const struct timespec nap = {.tv_nsec = 50 * 1000 * 1000};
         nanosleep(&nap, NULL);
-    } while (now() < deadline);
+    } while (seconds_now() < deadline);
     freeaddrinfo(addresses);
     return fail(err, FLUTE_EIO, "rank %d found no rank 0 at %s port %d within %d s: %s", place->rank,
                 place->address, place->port, place->timeout_s, strerror(error));
 }
 
 static int join(const rank_place *place, rank_link *self, rank_link *link, flute_error *err) {
-    const double deadline = now() + place->timeout_s;
+    const double deadline = seconds_now() + place->timeout_s;
     welcome w = {0};
     hello h;
     introduce(place, &h);

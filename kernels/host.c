@@ -3,8 +3,8 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "kernels/batch.h"
 #include "kernels/layout.h"
@@ -201,12 +201,6 @@ static void read_piece(void *argument, int worker, int n_workers) {
         for (int j = 0; j < 4; j++) sums[j] += at[i + (size_t)j];
     sums[0] += sums[1] + sums[2] + sums[3];
     __asm__ volatile("" : : "m"(sums[0])); // the sum is used
-}
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 double host_read_bandwidth(thread_pool *pool) {

@@ -2,6 +2,7 @@
 // matrix rotate, together larger than any cache.
 #include <stdlib.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "engine/base/threads.h"
 #include "kernels/kernels.h"
@@ -122,12 +123,12 @@ static int setup_measure(kernel_setup *setup, int m, int repeats, double *second
         ops->embed(state, &setup->embedding.placed, 1.0f);
         ops->gate_up(state, &(gate_up_args){.norm = {.weight = NULL}, .weight = &setup->gate_up.placed});
         if ((code = ops->finish(state, err))) goto done;
-        double start = cli_now();
+        double start = seconds_now();
         ops->begin(state, &batch, &pool);
         for (int i = 0; i < setup->n_copies; i++)
             ops->project_add(state, &(project_args){.input = PROJECT_FF, .weight = &setup->copies[i].placed});
         if ((code = ops->finish(state, err))) goto done;
-        if (repeat >= 0) times[repeat] = (cli_now() - start) / setup->n_copies;
+        if (repeat >= 0) times[repeat] = (seconds_now() - start) / setup->n_copies;
     }
     *seconds = bench_median(times, repeats);
 done:

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
@@ -82,9 +83,9 @@ static int sequences_rewind(sequences *s, int length, flute_error *err) {
 
 // One forward step that appends ids and replaces them by the next ones.
 static int sequences_step(sequences *s, double *seconds, flute_error *err) {
-    const double start = cli_now();
+    const double start = seconds_now();
     const int code = flute_sessions_step(s->sessions, s->ids, (size_t)s->n, s->sampling, s->ids, err);
-    *seconds = cli_now() - start;
+    *seconds = seconds_now() - start;
     return code;
 }
 
@@ -108,9 +109,9 @@ static int measure_prefill(flute_model *model, const flute_model_info *info, int
     if (!code && !times) code = fail_memory(err, (uint64_t)repeats * sizeof *times, "times");
     for (int repeat = -1; !code && repeat < repeats; repeat++) { // the first, uncounted, warms up
         if ((code = sequences_rewind(&s, 0, err))) break;
-        const double start = cli_now();
+        const double start = seconds_now();
         code = sequences_prefill(&s, 0, err);
-        if (repeat >= 0) times[repeat] = cli_now() - start;
+        if (repeat >= 0) times[repeat] = seconds_now() - start;
     }
     if (!code) *seconds = bench_median(times, repeats);
     sequences_free(&s);
@@ -248,11 +249,11 @@ int bench_decode(flute_model *model, const bench_options *options, bench_report 
 // more.
 static int serve(sequences *s, double *first, double *steps, flute_error *err) {
     int code = sequences_rewind(s, 0, err);
-    const double start = cli_now();
+    const double start = seconds_now();
     for (int i = 0; !code && i < s->n; i++) {
         if ((code = sequences_prefill(s, i, err))) break;
         code = flute_session_sample(s->sessions[i], &s->sampling[i], &s->ids[i], err);
-        first[i] = cli_now() - start;
+        first[i] = seconds_now() - start;
     }
     for (int step = 0; !code && step < s->n_generate - 1; step++) code = sequences_step(s, &steps[step], err);
     return code;

@@ -6,9 +6,9 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "engine/base/file.h"
 
@@ -252,7 +252,7 @@ typedef struct loading {
 
 static void show_loading(void *user, uint64_t done, uint64_t total) {
     loading *l = user;
-    l->end = cli_now();
+    l->end = seconds_now();
     if (done == 0) l->begin = l->end;
     cli_progress((double)done / (double)total, "loading");
 }
@@ -292,10 +292,4 @@ void cli_set_signals(void) {
     signal(SIGPIPE, SIG_DFL);
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (signal(ends[i], on_signal) == SIG_IGN) signal(ends[i], SIG_IGN);
-}
-
-double cli_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }

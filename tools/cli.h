@@ -84,6 +84,4 @@ int cli_flush(flute_error *err);
 // ignored, so that nohup works.
 void cli_set_signals(void);
 
-double cli_now(void); // seconds of a monotonic clock
-
 #endif

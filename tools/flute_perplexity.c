@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "tools/ranks.h"
 
@@ -166,15 +167,15 @@ static int score_text(scorer *s, const perplexity_options *o, const int32_t *ids
     if (!row_ids) return fail_memory(err, (size_t)context * sizeof *row_ids, "a piece");
     row_ids[0] = flute_token_bos(s->model);
     const bool progress = isatty(STDERR_FILENO);
-    const double start = cli_now();
+    const double start = seconds_now();
     int code = FLUTE_OK;
     for (int64_t i = 0; !code && i < n_pieces; i++) {
         memcpy(row_ids + 1, ids + i * piece, (size_t)piece * sizeof *row_ids);
         code = score_piece(s, row_ids, piece, err);
-        if (progress && !code) print_progress(s, i + 1, n_pieces, cli_now() - start);
+        if (progress && !code) print_progress(s, i + 1, n_pieces, seconds_now() - start);
     }
     if (progress) fputc('\n', stderr);
-    *seconds = cli_now() - start;
+    *seconds = seconds_now() - start;
     free(row_ids);
     return code;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "engine/base/file.h"
 #include "tools/run.h"
@@ -84,9 +85,9 @@ static int write_logits(generator *g, const char *path, const prompt *p, flute_e
     file.err = &write_error;
     file.writer = file_writer_open(path, err);
     if (!file.writer) return FLUTE_EIO;
-    const double start = cli_now();
+    const double start = seconds_now();
     int code = flute_session_score(g->session, p->ids, p->n, write_row, &file, err);
-    g->prefill_seconds += cli_now() - start;
+    g->prefill_seconds += seconds_now() - start;
     g->prefill_tokens += (int64_t)p->n;
     if (file.code) {
         code = file.code;

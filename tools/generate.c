@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 
 static flute_session *volatile running; // the session of the answer in progress
@@ -118,9 +119,9 @@ static int decode_loop(generator *g, flute_detokenizer *detok, stop_filter *filt
             g->finish = FINISH_CONTEXT;
             break;
         }
-        const double start = cli_now();
+        const double start = seconds_now();
         code = flute_session_step(g->session, id, &g->sampling, &id, err);
-        g->decode_seconds += cli_now() - start;
+        g->decode_seconds += seconds_now() - start;
         g->decode_steps += !code;
     }
     return code;
@@ -131,9 +132,9 @@ static int prefill(generator *g, const int32_t *ids, size_t n, flute_error *err)
     const size_t length = (size_t)flute_session_length(g->session);
     size_t common = 0;
     while (common < length && common < n && cached[common] == ids[common]) common++;
-    const double start = cli_now();
+    const double start = seconds_now();
     int code = flute_session_prefill(g->session, ids, n, err);
-    g->prefill_seconds += cli_now() - start;
+    g->prefill_seconds += seconds_now() - start;
     g->prompt_tokens += (int64_t)n;
     g->prefill_tokens += (int64_t)(n - common);
     return code;

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fail.h"
 #include "kernels/comm.h"
 
@@ -84,16 +85,10 @@ static int wait_for_all(local_comm *c, flute_error *err) {
     return local_error(&c->base, err);
 }
 
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static int local_all_reduce(comm *base, float *data, size_t n, void *stream, flute_error *err) {
     enum { SLOT_FLOATS = SLOT_BYTES / sizeof(float) };
     local_comm *c = (local_comm *)base;
-    const double start = now();
+    const double start = seconds_now();
     (void)stream;
     for (size_t done = 0; done < n; done += SLOT_FLOATS, c->piece++) {
         const size_t count = n - done < SLOT_FLOATS ? n - done : SLOT_FLOATS;
@@ -106,14 +101,14 @@ static int local_all_reduce(comm *base, float *data, size_t n, void *stream, flu
             for (size_t i = 0; i < count; i++) data[done + i] += other[i];
         }
     }
-    base->seconds += now() - start;
+    base->seconds += seconds_now() - start;
     return FLUTE_OK;
 }
 
 static int local_all_gather(comm *base, const void *own, void *all, size_t bytes, void *stream,
                             flute_error *err) {
     local_comm *c = (local_comm *)base;
-    const double start = now();
+    const double start = seconds_now();
     (void)stream;
     for (size_t done = 0; done < bytes; done += SLOT_BYTES, c->piece++) {
         const size_t count = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
@@ -123,7 +118,7 @@ static int local_all_gather(comm *base, const void *own, void *all, size_t bytes
         for (int rank = 0; rank < base->size; rank++)
             memcpy((uint8_t *)all + (size_t)rank * bytes + done, slot_of(c, rank), count);
     }
-    base->seconds += now() - start;
+    base->seconds += seconds_now() - start;
     return FLUTE_OK;
 }
 
