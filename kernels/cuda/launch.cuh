@@ -14,6 +14,15 @@ cudaError_t cuda_code_version(int *version);
 // The same from memory, or 0 where CUDA refuses to tell: every launch asks.
 int cuda_known_code_version(void);
 
+// Clusters of so many neighbouring blocks.
+static inline cudaLaunchAttribute cuda_cluster(int blocks) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)blocks;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    return attribute;
+}
+
 // cluster: blocks of a cluster, which divide grid.x; 1: none.
 template <typename... Params, typename... Args>
 static inline cudaError_t cuda_launch_clusters(void (*kernel)(Params...), dim3 grid, int cluster, int threads,
@@ -31,11 +40,7 @@ static inline cudaError_t cuda_launch_clusters(void (*kernel)(Params...), dim3 g
         a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
         a.val.programmaticStreamSerializationAllowed = 1;
     }
-    if (cluster > 1) {
-        cudaLaunchAttribute &a = attributes[config.numAttrs++];
-        a.id = cudaLaunchAttributeClusterDimension;
-        a.val.clusterDim.x = (unsigned)cluster, a.val.clusterDim.y = a.val.clusterDim.z = 1;
-    }
+    if (cluster > 1) attributes[config.numAttrs++] = cuda_cluster(cluster);
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
@@ -44,10 +49,7 @@ template <typename... Params>
 static inline cudaError_t cuda_most_clusters(void (*kernel)(Params...), int n_sms, int cluster, int threads,
                                              size_t shared, int *n_clusters) {
     cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = (unsigned)cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchAttribute attribute = cuda_cluster(cluster);
     config.gridDim = dim3((unsigned)(n_sms / cluster * cluster));
     config.blockDim = dim3((unsigned)threads);
     config.dynamicSmemBytes = shared;

@@ -320,7 +320,6 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
     const uint32_t ring = shared_address(smem + p.ring_at);
     const uint32_t codes_at = keep_in_register(warp * stage.panel_bytes + lane * 16),
                    scales_at = keep_in_register(warp * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4),
-                   x_at = stage.x_at,
                    frees =
                        TEAM > 1 ? cluster_address(empty, lane % TEAM) : empty; // of block `lane` of the team
     wide_operands<BITS, GROUP, TILE> operands;
@@ -334,7 +333,7 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         for (int i = 0; i < N; i++) sums[i] = 0.0f;
         for (int n = s.first; n < s.last; n++, at.advance(p)) {
             const uint32_t slot = warp_uniform(ring + at.slot * stage.bytes);
-            const slot_t in = {slot + codes_at, slot + scales_at, wgmma_base(slot + x_at)};
+            const slot_t in = {slot + codes_at, slot + scales_at, wgmma_base(slot + stage.x_at)};
             barrier_wait(full + at.slot * 8, at.parity);
             if (stage.blocks == 1 || shape::blocks(p, n) == stage.blocks)
                 wide_add<stage.blocks>(operands, in, sums);

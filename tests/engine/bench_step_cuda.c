@@ -4,8 +4,8 @@
 //
 //     bench_step_cuda MODEL.flt [CONTEXT [BATCH]]      (512, 1)
 #include <cuda_runtime_api.h>
-#include <time.h>
 
+#include "engine/base/clock.h"
 #include "kernels/cuda/lut_gemm.h"
 #include "kernels/cuda/state.h"
 #include "tests/engine/placed_model.h"
@@ -89,12 +89,6 @@ static double replay(const verbs *v, const sample_args *samples) {
     return (double)ms * 1e3 / REPLAYS;
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 // Bytes of the weights in a slot of all layers.
 static double slot_bytes(layer_slot slot) {
     double bytes = 0;
@@ -149,13 +143,13 @@ static void measure(int context, int n_rows) {
     const verbs all = {true, true, true, true, true, true, true, true};
     const double bytes = qkv + kv + o + gate_up + down + (double)head->size;
     line("the whole step", replay(&all, greedy), bytes, 1);
-    const double start = seconds();
+    const double start = seconds_now();
     for (int i = 0; i < REPLAYS; i++) {
         flute_error err;
         queue(&all, greedy);
         check_code(model.be->ops->finish(state, &err), &err);
     }
-    line("the whole step, and the host", (seconds() - start) / REPLAYS * 1e6, bytes, 1);
+    line("the whole step, and the host", (seconds_now() - start) / REPLAYS * 1e6, bytes, 1);
 }
 
 int main(int argc, char **argv) {
