@@ -69,19 +69,27 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     // the lane of the other side, which has the other two runs.
     enum { IN_PLACES = BITS == 2 && TOKENS < 4, IN_HALVES = BITS == 2 && !IN_PLACES };
 
-    // x: the lane's token. Columns past the end are zero, which keeps their padding codes without effect.
-    __device__ __forceinline__ void load(const uint8_t *x, int n_cols, int unit, int side, int t) {
+    // The first of a lane's columns in a unit, and its first byte in the row of a token.
+    static __device__ __forceinline__ int first_column(int side, int t) {
+        return t * 8 + (IN_PLACES ? 0 : side * 64);
+    }
+    static __device__ __forceinline__ int first_byte(int side, int t) {
+        return first_column(side, t) * 2 + (IN_PLACES ? side * 4 : 0);
+    }
+
+    // x: the first byte of the unit. left: the columns from there to the end, beyond which are zeros, which
+    // keeps padding codes without effect; ALL: more than there are in the unit.
+    template <bool ALL> __device__ __forceinline__ void load(const uint8_t *x, int left) {
 #pragma unroll
         for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
             for (int i = 0; i < (IN_PLACES ? 4 : 2); i++) {
-                const int run = IN_PLACES ? i : side * 2 + i;
-                const int column = (unit * layout::blocks + k) * 128 + run * 32 + t * 8;
-                const uint8_t *at = x + (size_t)column * 2;
-                const bool inside = column < n_cols;
+                const int column = k * 128 + i * 32;
+                const uint8_t *const at = x + column * 2;
+                const bool inside = ALL || column < left;
                 if (IN_PLACES) {
-                    b[k][i * 2] = load_global_if(inside, at + side * 4);
-                    b[k][i * 2 + 1] = load_global_if(inside, at + side * 4 + 8);
+                    b[k][i * 2] = load_global_if(inside, at);
+                    b[k][i * 2 + 1] = load_global_if(inside, at + 8);
                     continue;
                 }
                 const uint4 v = load_global4_if(inside, at);
@@ -274,13 +282,26 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
 
     const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;
     const int side = columns<TOKENS>::side(lane);
-    const uint8_t *x_row = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride;
     auto unit_of = [&](int stage, int j) { return stage * STAGE_UNITS + warp * U + j; };
     activations x[CHUNK_UNITS];
-    // The activations of stage s of a chunk.
+    // The lane's columns of its token, from those of stage 0 on.
+    const uint8_t *const x_lane = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride +
+                                  warp * (U * layout::cols * 2) + activations::first_byte(side, t);
+    const int x_left = p.n_cols - warp * (U * layout::cols) - activations::first_column(side, t);
+    // Loads the activations of stage s of a chunk. Where the chunk ends before K does, that is four or eight
+    // instructions, from one address; else each asks whether there is something to load.
     auto load_stage = [&](int chunk, int s) {
+        const int column = (chunk + s) * (STAGE_UNITS * layout::cols);
+        const uint8_t *const at = x_lane + (size_t)column * 2;
+        if ((chunk + CHUNK_STAGES) * (STAGE_UNITS * layout::cols) <= p.n_cols) {
 #pragma unroll
-        for (int j = 0; j < U; j++) x[s * U + j].load(x_row, p.n_cols, unit_of(chunk + s, j), side, t);
+            for (int j = 0; j < U; j++) x[s * U + j].template load<true>(at + j * layout::cols * 2, 0);
+        } else {
+#pragma unroll
+            for (int j = 0; j < U; j++)
+                x[s * U + j].template load<false>(at + j * layout::cols * 2,
+                                                  x_left - column - j * layout::cols);
+        }
     };
 #pragma unroll
     for (int s = 0; s < CHUNK_STAGES; s++) load_stage(0, s);

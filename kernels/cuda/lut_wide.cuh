@@ -11,8 +11,8 @@
 // 128 tokens: two blocks, a cluster, have tiles one below the other and share x beyond that: each copies half
 // of every stage into the shared memory of both (1 to 5 % at 2048 tokens).
 //
-// The stream. Two more warps fill a ring, a third finds out with whom tiles are shared. A stage is 128
-// columns (256 for few tokens): codes and scales of the tile's panels, a bulk copy each, and one for the
+// The stream. Two or three more warps fill a ring, another finds out with whom tiles are shared. A stage is
+// 128 columns (256 for few tokens): codes and scales of the tile's panels, a bulk copy each, and one for the
 // activations, which lut_arrange has laid out as they lie in shared memory. The first weights are under way
 // before the kernels ahead have finished.
 //
@@ -53,6 +53,9 @@ template <int BITS, int GROUP, int TILE> struct wide_shape {
     static constexpr wide_stage stage = wide_stage_of(BITS, GROUP, tile);
     enum { TOKENS = tile.tokens, TEAM = tile.team, WARPS = tile.warps(), CONSUMERS = tile.consumers() };
     enum { block_x = 128 * TOKENS * 2, units = stage.blocks / layout::blocks }; // units: 0 is half a unit
+    // Warps that copy weights. What they issue the consumers on their scheduler cannot: 8 instructions a
+    // copy, 16 copies a stage, which is short from 64 tokens on.
+    enum { COPIERS = TOKENS < 64 ? 1 : 2 };
     using walk = wide_walk<TILE>;
     using team = wide_team<TILE>;
 
@@ -84,52 +87,62 @@ template <int TEAM> __device__ __forceinline__ void wide_meet() {
     cluster_wait();
 }
 
-// Calls fill(segment, slot) for each stage of this block when its slot is free, in the whole team; s.first is
-// the stage.
+// For each segment of this block fill = start(segment), and fill(stage, slot) for each of its stages when the
+// slot is free, in the whole team.
 template <int TILE, typename F>
-__device__ __forceinline__ wide_ring wide_fill(const lut_params &p, uint32_t empty, F fill) {
+__device__ __forceinline__ wide_ring wide_fill(const lut_params &p, uint32_t empty, F start) {
     wide_ring at(1); // the phase before the first
     wide_segment s;
-    for (wide_walk<TILE> walk(p); walk.next(p, s);)
-        for (; s.first < s.last; s.first++, at.advance(p)) {
+    for (wide_walk<TILE> walk(p); walk.next(p, s);) {
+        const auto fill = start(s);
+        for (int stage = s.first; stage < s.last; stage++, at.advance(p)) {
             barrier_wait(empty + at.slot * 8, at.parity);
-            fill(s, at.slot);
+            fill(stage, at.slot);
         }
+    }
     return at;
 }
 
-// A warp copies codes and scales, a lane a panel: a single thread would issue the copies one after the other.
-// Where other tiles need the same weights they stay in L2.
+// A warp copies codes and scales of its share of the panels, a lane a panel: a single thread would issue the
+// copies one after the other. Where other tiles need the same weights they stay in L2.
 template <int BITS, int GROUP, int TILE>
-__device__ __forceinline__ void wide_produce_weights(const lut_params &p, uint32_t ring, uint32_t full,
-                                                     uint32_t empty) {
+__device__ __forceinline__ void wide_produce_weights(const lut_params &p, int copier, uint32_t ring,
+                                                     uint32_t full, uint32_t empty) {
     using shape = wide_shape<BITS, GROUP, TILE>;
     using layout = typename shape::layout;
+    enum { SHARE = shape::WARPS / shape::COPIERS };
     const int lane = threadIdx.x % WARP;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
+    ring += (copier * SHARE + lane) * shape::stage.panel_bytes;
+    // What all lanes have, in a uniform register, or each copy puts it there anew. (Two copiers: ptxas
+    // spills.)
+    auto same = [](uint32_t v) { return shape::COPIERS == 1 ? warp_uniform(v) : v; };
     auto copy = [&](uint32_t to, const uint8_t *from, uint32_t bytes, uint32_t barrier) {
         if (p.token_tiles > 1)
             copy_shared_by_many(to, from, bytes, barrier);
         else
             copy_weights(to, from, bytes, barrier);
     };
-    wide_fill<TILE>(p, empty, [&](const wide_segment &s, int slot) {
-        const int first = shape::panel(p, s), panels = max(0, min((int)shape::WARPS, p.n_panels - first));
-        const uint32_t bytes = shape::units > 0 ? shape::blocks(p, s.first) / layout::blocks * layout::bytes
-                                                : layout::block_bytes + 32;
-        const uint32_t to = ring + slot * shape::stage.bytes + lane * shape::stage.panel_bytes;
-        const uint32_t barrier = full + slot * 8;
-        if (lane == 0) barrier_expect(barrier, panels * bytes);
-        __syncwarp();
-        if (lane >= panels) return;
+    wide_fill<TILE>(p, empty, [&](const wide_segment &s) {
+        const int first = shape::panel(p, s) + copier * SHARE,
+                  panels = max(0, min((int)SHARE, p.n_panels - first));
         const uint8_t *from = p.weights + (first + lane) * panel_bytes;
-        if (shape::units > 0) {
-            copy(to, from + (size_t)s.first * shape::units * layout::bytes, bytes, barrier);
-        } else {
-            from += (size_t)(s.first / 2) * layout::bytes;
-            copy(to, from + s.first % 2 * layout::block_bytes, layout::block_bytes, barrier);
-            copy(to + layout::block_bytes, from + layout::scales_at, 32, barrier);
-        }
+        return [=, &p, &copy, &same](int stage, int slot) {
+            const uint32_t bytes =
+                same(shape::units > 0 ? shape::blocks(p, stage) / layout::blocks * layout::bytes
+                                      : layout::block_bytes + 32);
+            const uint32_t to = ring + slot * shape::stage.bytes, barrier = same(full + slot * 8);
+            if (lane == 0) barrier_expect(barrier, panels * bytes);
+            __syncwarp();
+            if (lane >= panels) return;
+            if (shape::units > 0) {
+                copy(to, from + (size_t)stage * shape::units * layout::bytes, bytes, barrier);
+            } else {
+                const uint8_t *unit = from + (size_t)(stage / 2) * layout::bytes;
+                copy(to, unit + stage % 2 * layout::block_bytes, layout::block_bytes, barrier);
+                copy(to + layout::block_bytes, unit + layout::scales_at, 32, barrier);
+            }
+        };
     });
 }
 
@@ -139,15 +152,18 @@ __device__ __forceinline__ void wide_produce_activations(const lut_params &p, ui
                                                          uint32_t empty) {
     using shape = wide_shape<BITS, GROUP, TILE>;
     const size_t tile_blocks = (size_t)p.panel_units * shape::layout::blocks;
-    wide_ring at = wide_fill<TILE>(p, empty, [&](const wide_segment &s, int slot) {
-        const uint32_t bytes = shape::blocks(p, s.first) * shape::block_x, part = bytes / shape::TEAM,
-                       to = ring + slot * shape::stage.bytes + shape::stage.x_at, barrier = full + slot * 8;
-        const uint8_t *from =
-            p.x + (s.tile % p.token_tiles * tile_blocks + s.first * shape::stage.blocks) * shape::block_x;
-        barrier_expect(barrier, bytes);
-        if (shape::TEAM == 1) return copy_shared_by_many(to, from, bytes, barrier);
-        const uint32_t skip = shape::team::rank() * part;
-        copy_to_cluster(to + skip, from + skip, part, barrier, (1 << shape::TEAM) - 1);
+    wide_ring at = wide_fill<TILE>(p, empty, [&](const wide_segment &s) {
+        const uint8_t *const tile = p.x + s.tile % p.token_tiles * tile_blocks * shape::block_x;
+        return [=, &p](int stage, int slot) {
+            const uint32_t bytes = shape::blocks(p, stage) * shape::block_x, part = bytes / shape::TEAM,
+                           to = ring + slot * shape::stage.bytes + shape::stage.x_at,
+                           barrier = full + slot * 8;
+            const uint8_t *from = tile + (size_t)stage * shape::stage.blocks * shape::block_x;
+            barrier_expect(barrier, bytes);
+            if (shape::TEAM == 1) return copy_shared_by_many(to, from, bytes, barrier);
+            const uint32_t skip = shape::team::rank() * part;
+            copy_to_cluster(to + skip, from + skip, part, barrier, (1 << shape::TEAM) - 1);
+        };
     });
     // A block must not end while others of its team still arrive at its barriers.
     for (int i = 0; i < p.stages && shape::TEAM > 1; i++, at.advance(p))
@@ -163,17 +179,18 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
     const int role = (threadIdx.x - shape::CONSUMERS) / WARP;
     if (threadIdx.x == shape::CONSUMERS) {
         for (int s = 0; s < p.stages; s++)
-            barrier_init(full + s * 8, 2), barrier_init(empty + s * 8, shape::WARPS * shape::TEAM);
+            barrier_init(full + s * 8, shape::COPIERS + 1),
+                barrier_init(empty + s * 8, shape::WARPS * shape::TEAM);
         barrier_init(found, WARP);
         barrier_init_fence();
     }
     wide_meet<shape::TEAM>();
     if (p.releases) dependents_launch();
-    if (role == 0) return wide_produce_weights<BITS, GROUP, TILE>(p, ring, full, empty);
+    if (role < shape::COPIERS) return wide_produce_weights<BITS, GROUP, TILE>(p, role, ring, full, empty);
     dependency_wait();
-    if (role == 1 && threadIdx.x % WARP == 0)
+    if (role == shape::COPIERS && threadIdx.x % WARP == 0)
         wide_produce_activations<BITS, GROUP, TILE>(p, ring, full, empty);
-    if (role == 2) wide_find_shares<TILE>(p, (wide_shared *)(smem + p.shares_at), found);
+    if (role == shape::COPIERS + 1) wide_find_shares<TILE>(p, (wide_shared *)(smem + p.shares_at), found);
 }
 
 // Where a lane finds its part of a stage in shared memory.
@@ -206,12 +223,13 @@ struct wide_scale {
     }
 };
 
-// A operands. A part is what is multiplied at a time: 32 columns of weights, or, where sums leave few
-// registers, 16 of weights times their scales.
+// A operands. A part is what is multiplied at a time: 32 columns of weights, at 2 bits and few tokens 64, or,
+// where sums leave few registers, 16 of weights times their scales.
 template <int BITS, int GROUP, int TILE> struct wide_operands {
     using slot_t = wide_slot<BITS, GROUP, TILE>;
     enum { TOKENS = slot_t::TOKENS, EXACT = (int)TOKENS <= (int)LUT_EXACT_TOKENS };
-    enum { PART_COLS = EXACT ? 32 : 16, BLOCK_PARTS = 128 / PART_COLS, WORDS = PART_COLS / 4 };
+    enum { PART_COLS = BITS == 2 && TOKENS <= 16 && GROUP >= 64 ? 64 : EXACT ? 32 : 16 };
+    enum { BLOCK_PARTS = 128 / PART_COLS, STEPS = PART_COLS / 16 }; // of a part: one wgmma each
     enum { GROUP_PARTS = (GROUP < 128 ? GROUP : 128) / PART_COLS };
     // While a part is being multiplied, and the one before may still be, the AHEAD parts that follow are
     // looked up, as many as registers are left for. A stage begins with the first FIRST of them and gains one
@@ -223,7 +241,7 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
     int lane;
     block_codes<BITS> codes;
     wide_scale scale;
-    uint32_t a[BUFFERS][WORDS];
+    uint32_t a[BUFFERS][STEPS][4];
 
     // Of PARTS parts those that are looked up before part `next` is waited for.
     static __host__ __device__ constexpr int ready(int next, int parts) {
@@ -234,16 +252,22 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
     // Looks part `part` of a stage up; parts come in order.
     __device__ __forceinline__ void prepare(const slot_t &slot, int part) {
         const int block = part / BLOCK_PARTS, of_block = part % BLOCK_PARTS;
-        uint32_t(&to)[WORDS] = a[part % BUFFERS];
+        uint32_t(&to)[STEPS][4] = a[part % BUFFERS];
         if (of_block == 0) codes.load(slot.codes(block), slot.codes(block) - lane * 8);
         if constexpr (EXACT) {
-            decode(of_block, to);
+#pragma unroll
+            for (int i = 0; i < STEPS; i += 2) { // two make a run
+                uint32_t both[8];
+                decode((of_block * STEPS + i) / 2, both);
+#pragma unroll
+                for (int j = 0; j < 8; j++) to[i + j / 4][j % 4] = both[j];
+            }
         } else {
             if (of_block % GROUP_PARTS == 0) scale.load(slot.scales(0) + of_block / GROUP_PARTS * 32);
             uint32_t both[8];
             decode(of_block / 2, both); // the half that is not used costs nothing
 #pragma unroll
-            for (int i = 0; i < 4; i++) to[i] = bf16x2_mul(both[of_block % 2 * 4 + i], scale.twice[i % 2]);
+            for (int i = 0; i < 4; i++) to[0][i] = bf16x2_mul(both[of_block % 2 * 4 + i], scale.twice[i % 2]);
         }
     }
 
@@ -275,11 +299,14 @@ __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &opera
         const int block = part / operands_t::BLOCK_PARTS, of_block = part % operands_t::BLOCK_PARTS,
                   of_group = of_block % operands_t::GROUP_PARTS;
         wgmma_fence();
-        if constexpr (EXACT) {
-            wgmma(group, a[0], a[1], a[2], a[3], slot.activations(block, of_block * 2), of_group > 0);
-            wgmma(group, a[4], a[5], a[6], a[7], slot.activations(block, of_block * 2 + 1), 1);
-        } else
-            wgmma(sums, a[0], a[1], a[2], a[3], slot.activations(block, of_block), 1);
+#pragma unroll
+        for (int i = 0; i < operands_t::STEPS; i++) {
+            const uint64_t x = slot.activations(block, of_block * operands_t::STEPS + i);
+            if constexpr (EXACT)
+                wgmma(group, a[i][0], a[i][1], a[i][2], a[i][3], x, of_group + i > 0);
+            else
+                wgmma(sums, a[i][0], a[i][1], a[i][2], a[i][3], x, 1);
+        }
         wgmma_commit();
 #pragma unroll
         for (int i = operands_t::ready(part, PARTS); i < operands_t::ready(part + 1, PARTS); i++)
