@@ -135,6 +135,41 @@ struct table_reader_fixed {
     }
 };
 
+// The table of 2 bits in registers: the low and the high bytes of its four entries.
+struct register_table {
+    uint32_t low, high;
+
+    __device__ __forceinline__ explicit register_table(const uint16_t (&entries)[2][16]) {
+        const uint32_t first = entries[0][0] | entries[0][1] << 16,
+                       second = entries[0][2] | entries[0][3] << 16;
+        low = keep_in_register(byte_permute(first, second, 0x6420));
+        high = keep_in_register(byte_permute(first, second, 0x7531));
+    }
+};
+
+// A run at 2 bits, as decode_run leaves it. 28 instructions, and none that shared memory executes; lookups
+// take 8 and 8, of which each of the latter keeps shared memory busy for two clocks.
+__device__ __forceinline__ void decode_run_in_registers(uint32_t codes, const register_table &table,
+                                                        uint32_t (&a)[8]) {
+    const uint32_t first = codes & 0x33333333, second = codes >> 2 & 0x33333333; // of each pair: a nibble
+#pragma unroll
+    for (int half = 0; half < 2; half++) { // rows g, rows g + 8: four pairs each
+        const uint32_t of_first = first >> half * 16, of_second = second >> half * 16;
+        const uint32_t low0 = byte_permute(table.low, 0, of_first),
+                       high0 = byte_permute(table.high, 0, of_first),
+                       low1 = byte_permute(table.low, 0, of_second),
+                       high1 = byte_permute(table.high, 0, of_second);
+#pragma unroll
+        for (int i = 0; i < 2; i++) { // two pairs at a time
+            const uint32_t bytes = i ? 0x7362 : 0x5140;
+            const uint32_t firsts = byte_permute(low0, high0, bytes),
+                           seconds = byte_permute(low1, high1, bytes);
+            a[i * 4 + half] = byte_permute(firsts, seconds, 0x5410);
+            a[i * 4 + half + 2] = byte_permute(firsts, seconds, 0x7632);
+        }
+    }
+}
+
 // Run `run` of a block: eight registers, a[0..3] the A operand of its first mma (columns 8t..8t + 3), a[4..7]
 // of its second. plane: 0, or 1 for the low halves of INT8.
 template <int BITS, typename TABLE>

@@ -284,9 +284,10 @@ __device__ __forceinline__ uint32_t wgmma_base(uint32_t at) {
     return 1 << 16 | (at & 0x3ffff) >> 4;
 }
 
-// The descriptor of the operand that stands `bytes` further: 32 for each k16 step inside a row.
+// The descriptor of the operand that stands `bytes` further: 32 for each k16 step inside a row. (A sum of 64
+// bits: put together of two words, ptxas moves both to where wgmma wants them, for each wgmma.)
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t base, uint32_t bytes) {
-    return ((uint64_t)1 << 30 | 1024 >> 4) << 32 | (base + (bytes >> 4));
+    return (((uint64_t)1 << 30 | 1024 >> 4) << 32 | base) + (bytes >> 4);
 }
 
 // Registers written so far (A operands, accumulators) come before the wgmma that follow.

@@ -57,6 +57,12 @@ template <int BITS, int GROUP> struct lane_unit {
     }
 };
 
+// Where codes are looked up.
+struct gemv_tables {
+    table_reader in_shared;
+    register_table in_registers; // of 2 bits
+};
+
 // One lane's activations of a unit, and the product with its weights.
 template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     using layout = unit_layout<BITS, GROUP>;
@@ -66,7 +72,8 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
 
     // At 2 bits a lane wants eight pieces of four bytes, and loads just these. With four tokens each would
     // take as long as one of 16: there a lane loads both sides of two runs, and exchanges one of them with
-    // the lane of the other side, which has the other two runs.
+    // the lane of the other side, which has the other two runs. Shuffles, loads and lookups then keep shared
+    // memory busy for longer than at 3 bits, so that one run of four is looked up in registers.
     enum { IN_PLACES = BITS == 2 && TOKENS < 4, IN_HALVES = BITS == 2 && !IN_PLACES };
 
     // The first of a lane's columns in a unit, and its first byte in the row of a token.
@@ -114,8 +121,8 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
     }
 
     // sums: of rows g and g + 8
-    __device__ __forceinline__ void multiply_add(const unit_t &unit, const uint8_t *table,
-                                                 uint32_t lane_offset, float (&sums)[2]) const {
+    __device__ __forceinline__ void multiply_add(const unit_t &unit, const gemv_tables &tables,
+                                                 float (&sums)[2]) const {
 #pragma unroll
         for (int i = 0; i < SCALES; i++) {
             float d[2][4] = {}; // of the two rows at 2 bits, else of the sides that the scale has a part in
@@ -123,7 +130,7 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
             for (int k = 0; k < layout::blocks; k++)
 #pragma unroll
                 for (int run = i * SCALE_RUNS; run < (i + 1) * SCALE_RUNS; run++)
-                    multiply_run(unit.codes[k], b[k], run, table_reader{table, lane_offset}, d);
+                    multiply_run(unit.codes[k], b[k], run, tables, d);
             const float2 scale = __half22float2(*(const __half2 *)&unit.scales[i]);
             sums[0] += scale.x * products(d, 0, i), sums[1] += scale.y * products(d, 1, i);
         }
@@ -131,11 +138,14 @@ template <int BITS, int GROUP, int TOKENS> struct lane_activations {
 
     static __device__ __forceinline__ void multiply_run(const block_codes<BITS> &codes,
                                                         const uint32_t (&b)[8], int run,
-                                                        const table_reader &table, float (&d)[2][4]) {
+                                                        const gemv_tables &tables, float (&d)[2][4]) {
 #pragma unroll
         for (int plane = 0; plane < (BITS == 8 ? 2 : 1); plane++) {
             uint32_t a[8];
-            decode_run<BITS>(codes, run, plane, table, a);
+            if (IN_HALVES && run == RUNS - 1)
+                decode_run_in_registers(codes.word[run], tables.in_registers, a);
+            else
+                decode_run<BITS>(codes, run, plane, tables.in_shared, a);
             if (BITS == 2) {
                 mma(d[0], a[0], a[2], a[4], a[6], b[run * 2], b[run * 2 + 1]);
                 mma(d[1], a[1], a[3], a[5], a[7], b[run * 2], b[run * 2 + 1]);
@@ -288,15 +298,16 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint8_t *const x_lane = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride +
                                   warp * (U * layout::cols * 2) + activations::first_byte(side, t);
     const int x_left = p.n_cols - warp * (U * layout::cols) - activations::first_column(side, t);
-    // Loads the activations of stage s of a chunk. Where the chunk ends before K does, that is four or eight
-    // instructions, from one address; else each asks whether there is something to load.
+    // Loads the activations of stage s of a chunk, if K has it. Of one that is whole these are four or
+    // sixteen instructions, from one address; else each asks whether there is something to load.
     auto load_stage = [&](int chunk, int s) {
-        const int column = (chunk + s) * (STAGE_UNITS * layout::cols);
+        enum { COLS = STAGE_UNITS * layout::cols };
+        const int column = (chunk + s) * COLS;
         const uint8_t *const at = x_lane + (size_t)column * 2;
-        if ((chunk + CHUNK_STAGES) * (STAGE_UNITS * layout::cols) <= p.n_cols) {
+        if (column + COLS <= p.n_cols) {
 #pragma unroll
             for (int j = 0; j < U; j++) x[s * U + j].template load<true>(at + j * layout::cols * 2, 0);
-        } else {
+        } else if (column < p.n_cols) {
 #pragma unroll
             for (int j = 0; j < U; j++)
                 x[s * U + j].template load<false>(at + j * layout::cols * 2,
@@ -314,7 +325,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint32_t codes_at = keep_in_register(mine + lane * 16);
     const uint32_t codes_at8 = BITS == 3 ? keep_in_register(mine + lane * 8) : 0;
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
-    const uint32_t lane_offset = keep_in_register(table_lane_offset<BITS>(lane));
+    const gemv_tables tables = {{smem, keep_in_register(table_lane_offset<BITS>(lane))},
+                                register_table(p.table)};
     float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
     float *const my_sums = sums + keep_in_register((warp * 16 + lane / 4) * TOKENS + t);
     int slot = 0;
@@ -339,7 +351,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
 #pragma unroll
                 for (int j = 0; j < U; j++)
                     if (whole || unit_of(chunk + s, j) < p.panel_units)
-                        x[s * U + j].multiply_add(unit[j], smem, lane_offset, sum);
+                        x[s * U + j].multiply_add(unit[j], tables, sum);
                 barrier_arrive_after(empty + slot * 8,
                                      (__float_as_uint(sum[0]) | __float_as_uint(sum[1])) & p.always_zero);
                 if (++slot == p.stages) slot = 0, parity ^= 1;
