@@ -371,8 +371,8 @@ static const struct wide_cost {
     double columns, rows, sums, two_tiles;
 } wide_costs[] = {{16, 0.141, 0.107, 0.55, 0.34},
                   {32, 0.118, 0.137, 0.54, 0.34},
-                  {64, 0.146, 0.223, 0.77, 0.42},
-                  {128, 0.173, 0.300, 1.93, 0.81}};
+                  {64, 0.282, 0.153, 1.09, 0.24},
+                  {128, 0.096, 0.314, 1.92, 0.76}};
 
 // How a product is divided for one of wide_tiles.
 struct wide_plan {
