@@ -140,15 +140,15 @@ struct register_table {
     uint32_t low, high;
 
     __device__ __forceinline__ explicit register_table(const uint16_t (&entries)[2][16]) {
-        const uint32_t first = entries[0][0] | entries[0][1] << 16,
-                       second = entries[0][2] | entries[0][3] << 16;
+        const uint32_t first = entries[0][0] | (uint32_t)entries[0][1] << 16,
+                       second = entries[0][2] | (uint32_t)entries[0][3] << 16;
         low = keep_in_register(byte_permute(first, second, 0x6420));
         high = keep_in_register(byte_permute(first, second, 0x7531));
     }
 };
 
-// A run at 2 bits, as decode_run leaves it. 28 instructions, and none that shared memory executes; lookups
-// take 8 and 8, of which each of the latter keeps shared memory busy for two clocks.
+// A run at 2 bits, as decode_run leaves it: 29 instructions, none of them for shared memory. decode_run takes
+// 4 for addresses and 4 lookups, which keep shared memory busy for two clocks each.
 __device__ __forceinline__ void decode_run_in_registers(uint32_t codes, const register_table &table,
                                                         uint32_t (&a)[8]) {
     const uint32_t first = codes & 0x33333333, second = codes >> 2 & 0x33333333; // of each pair: a nibble
