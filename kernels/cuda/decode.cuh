@@ -139,7 +139,7 @@ struct table_reader_fixed {
 struct register_table {
     uint32_t low, high;
 
-    __device__ __forceinline__ explicit register_table(const uint16_t (&entries)[2][16]) {
+    __device__ __forceinline__ void build(const uint16_t (&entries)[2][16]) {
         const uint32_t first = entries[0][0] | (uint32_t)entries[0][1] << 16,
                        second = entries[0][2] | (uint32_t)entries[0][3] << 16;
         low = keep_in_register(byte_permute(first, second, 0x6420));

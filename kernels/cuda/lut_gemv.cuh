@@ -60,7 +60,7 @@ template <int BITS, int GROUP> struct lane_unit {
 // Where codes are looked up.
 struct gemv_tables {
     table_reader in_shared;
-    register_table in_registers; // of 2 bits
+    register_table in_registers; // of 2 bits, with four tokens
 };
 
 // One lane's activations of a unit, and the product with its weights.
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     };
 #pragma unroll
     for (int s = 0; s < CHUNK_STAGES; s++) load_stage(0, s);
-    float *factors = (float *)(smem + p.factors_at); // (TOKENS), and behind them (warp, token)
+    float *factors = (float *)(smem + p.more_at); // (TOKENS), and behind them (warp, token)
     if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
 
@@ -325,8 +325,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     const uint32_t codes_at = keep_in_register(mine + lane * 16);
     const uint32_t codes_at8 = BITS == 3 ? keep_in_register(mine + lane * 8) : 0;
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
-    const gemv_tables tables = {{smem, keep_in_register(table_lane_offset<BITS>(lane))},
-                                register_table(p.table)};
+    gemv_tables tables = {{smem, keep_in_register(table_lane_offset<BITS>(lane))}, {}};
+    if (activations::IN_HALVES) tables.in_registers.build(p.table);
     float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
     float *const my_sums = sums + keep_in_register((warp * 16 + lane / 4) * TOKENS + t);
     int slot = 0;
