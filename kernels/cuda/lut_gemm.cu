@@ -290,8 +290,8 @@ static void divide_shared(lut_params *p, int sums_bytes, int more_bytes, int sta
                           int shared) {
     p->sums_at = TABLE_BYTES;
     p->barriers_at = p->sums_at + sums_bytes;
-    p->factors_at = p->shares_at = p->barriers_at + MAX_STAGES * 16 + 16; // two a stage, and one more
-    p->ring_at = (int)round_up(p->factors_at + more_bytes, ring_alignment);
+    p->more_at = p->barriers_at + MAX_STAGES * 16 + 16; // two a stage, and one more
+    p->ring_at = (int)round_up(p->more_at + more_bytes, ring_alignment);
     p->stage_bytes = stage_bytes;
     p->stages = (shared - p->ring_at) / stage_bytes;
     if (p->stages > MAX_STAGES) p->stages = MAX_STAGES;

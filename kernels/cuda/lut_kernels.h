@@ -20,7 +20,7 @@ struct lut_params {
     int cta_panels;                    // panels of a block of threads
     int stages;                        // of the ring
     int ring_at, sums_at, barriers_at; // offsets in shared memory; the table stands at 0
-    int shares_at;                     // lut_wide: two wide_shared
+    int more_at;                       // lut_gemv: factors of norms; lut_wide: two wide_shared
     int epilogue;                      // a lut_epilogue
     int overlap;
     int releases;         // lets the next kernel start early
@@ -41,7 +41,6 @@ struct lut_params {
     lut_order y_order;
     lut_norm norm; // lut_gemv
     lut_next next;
-    int factors_at;        // in shared memory: room for both
     uint16_t table[2][16]; // bf16; the second for the low plane of INT8
 };
 

@@ -56,6 +56,9 @@ template <int BITS, int GROUP, int TILE> struct wide_shape {
     // Warps that copy weights. What they issue the consumers on their scheduler cannot: 8 instructions a
     // copy, 16 copies a stage, which is short from 64 tokens on.
     enum { COPIERS = TOKENS < 64 ? 1 : 2 };
+    // Arrivals that free a slot: one of each warp of the team. In a cluster racecheck follows but the
+    // arriving lane, so that there all lanes of the block arrive as well, while their last wgmma still runs.
+    enum { ARRIVALS = WARPS * TEAM + (TEAM > 1 ? (int)CONSUMERS : 0) };
     using walk = wide_walk<TILE>;
     using team = wide_team<TILE>;
 
@@ -179,8 +182,7 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
     const int role = (threadIdx.x - shape::CONSUMERS) / WARP;
     if (threadIdx.x == shape::CONSUMERS) {
         for (int s = 0; s < p.stages; s++)
-            barrier_init(full + s * 8, shape::COPIERS + 1),
-                barrier_init(empty + s * 8, shape::WARPS * shape::TEAM);
+            barrier_init(full + s * 8, shape::COPIERS + 1), barrier_init(empty + s * 8, shape::ARRIVALS);
         barrier_init(found, WARP);
         barrier_init_fence();
     }
@@ -190,7 +192,7 @@ __device__ __forceinline__ void wide_produce(const lut_params &p, uint8_t *smem)
     dependency_wait();
     if (role == shape::COPIERS && threadIdx.x % WARP == 0)
         wide_produce_activations<BITS, GROUP, TILE>(p, ring, full, empty);
-    if (role == shape::COPIERS + 1) wide_find_shares<TILE>(p, (wide_shared *)(smem + p.shares_at), found);
+    if (role == shape::COPIERS + 1) wide_find_shares<TILE>(p, (wide_shared *)(smem + p.more_at), found);
 }
 
 // Where a lane finds its part of a stage in shared memory.
@@ -198,12 +200,12 @@ template <int BITS, int GROUP, int TILE> struct wide_slot {
     using shape = wide_shape<BITS, GROUP, TILE>;
     using layout = typename shape::layout;
     enum { TOKENS = shape::TOKENS, SCALES_AT = shape::units > 0 ? layout::scales_at : layout::block_bytes };
-    uint32_t codes_at, scales_at, x; // of block 0; x: a wgmma_base
+    uint32_t codes_at, codes8_at, scales_at, x; // of block 0; codes8_at: third bits; x: a wgmma_base
 
     // The same of block `block`.
     static __device__ __forceinline__ int unit(int block) { return block / layout::blocks * layout::bytes; }
-    __device__ __forceinline__ uint32_t codes(int block) const {
-        return codes_at + unit(block) + block % layout::blocks * layout::block_bytes;
+    static __device__ __forceinline__ int codes(int block) {
+        return unit(block) + block % layout::blocks * layout::block_bytes;
     }
     __device__ __forceinline__ uint32_t scales(int block) const { return scales_at + unit(block); }
     // The activations of one of its eight steps of k = 16: 32 bytes after the last, or in the next image.
@@ -238,7 +240,6 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
     enum { AHEAD = TOKENS <= 32 ? 2 : wide_tiles[TILE].warpgroups == 4 ? 1 : 4, BUFFERS = AHEAD + 2 };
     enum { FIRST = EXACT || AHEAD < 4 || BITS == 2 ? (int)AHEAD : BITS == 3 ? 1 : 2 };
     table_reader_fixed table;
-    int lane;
     block_codes<BITS> codes;
     wide_scale scale;
     uint32_t a[BUFFERS][STEPS][4];
@@ -253,7 +254,7 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
     __device__ __forceinline__ void prepare(const slot_t &slot, int part) {
         const int block = part / BLOCK_PARTS, of_block = part % BLOCK_PARTS;
         uint32_t(&to)[STEPS][4] = a[part % BUFFERS];
-        if (of_block == 0) codes.load(slot.codes(block), slot.codes(block) - lane * 8);
+        if (of_block == 0) codes.load(slot.codes_at + slot.codes(block), slot.codes8_at + slot.codes(block));
         if constexpr (EXACT) {
 #pragma unroll
             for (int i = 0; i < STEPS; i += 2) { // two make a run
@@ -284,10 +285,12 @@ template <int BITS, int GROUP, int TILE> struct wide_operands {
 };
 
 // sums += the BLOCKS blocks of a stage. (To look up what the next stage begins with before this one's slot is
-// free cost 4 to 5 %, with few tokens and with many.)
-template <int BLOCKS, int BITS, int GROUP, int TILE, int N>
+// free cost 4 to 5 %, with few tokens and with many.) weights_read: called when its codes and scales have
+// been read, where results are not exact; x is being read still.
+template <int BLOCKS, int BITS, int GROUP, int TILE, int N, typename F>
 __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &operands,
-                                         const wide_slot<BITS, GROUP, TILE> &slot, float (&sums)[N]) {
+                                         const wide_slot<BITS, GROUP, TILE> &slot, float (&sums)[N],
+                                         F weights_read) {
     using operands_t = wide_operands<BITS, GROUP, TILE>;
     enum { EXACT = operands_t::EXACT, PARTS = BLOCKS * operands_t::BLOCK_PARTS };
     float group[EXACT ? N : 1]; // sums of a group of columns, not yet times its scale
@@ -323,6 +326,7 @@ __device__ __forceinline__ void wide_add(wide_operands<BITS, GROUP, TILE> &opera
 #pragma unroll
             for (int i = 0; i < N; i++) sums[i] += (i % 4 < 2 ? scale.x : scale.y) * group[i];
         } else {
+            weights_read();
             wgmma_wait<0>();
             wgmma_settle(sums);
         }
@@ -342,16 +346,18 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
     dependency_wait(); // for y, which the epilogue may read, and for the partial sums
     barrier_sync(1, shape::CONSUMERS);
 
-    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8,
+    // What every stage needs in registers, where there are any left, or ptxas puts it together each time.
+    auto keep = [](uint32_t v) { return TOKENS <= 32 ? keep_in_register(v) : v; };
+    const uint32_t full = keep(shared_address(smem + p.barriers_at)), empty = full + p.stages * 8,
                    found = empty + p.stages * 8;
-    const uint32_t ring = shared_address(smem + p.ring_at);
+    const uint32_t ring = keep(shared_address(smem + p.ring_at));
+    const int short_stage = keep(p.panel_units * shape::layout::blocks / stage.blocks); // if a tile has one
     const uint32_t codes_at = keep_in_register(warp * stage.panel_bytes + lane * 16),
+                   codes8_at = BITS == 3 ? keep_in_register(warp * stage.panel_bytes + lane * 8) : 0,
                    scales_at = keep_in_register(warp * stage.panel_bytes + slot_t::SCALES_AT + lane / 4 * 4),
-                   frees =
-                       TEAM > 1 ? cluster_address(empty, lane % TEAM) : empty; // of block `lane` of the team
+                   frees = keep(TEAM > 1 ? cluster_address(empty, lane % TEAM) : empty); // of block `lane`
     wide_operands<BITS, GROUP, TILE> operands;
     operands.table = {keep_in_register(shared_window(smem) | table_lane_offset<BITS>(lane))};
-    operands.lane = lane;
     wide_ring at(0);
     wide_segment s;
     for (typename shape::walk walk(p); walk.next(p, s);) {
@@ -360,12 +366,16 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         for (int i = 0; i < N; i++) sums[i] = 0.0f;
         for (int n = s.first; n < s.last; n++, at.advance(p)) {
             const uint32_t slot = warp_uniform(ring + at.slot * stage.bytes);
-            const slot_t in = {slot + codes_at, slot + scales_at, wgmma_base(slot + stage.x_at)};
+            const slot_t in = {slot + codes_at, slot + codes8_at, slot + scales_at,
+                               wgmma_base(slot + stage.x_at)};
+            const auto weights_read = [&] {
+                if (TEAM > 1) barrier_arrive(empty + at.slot * 8);
+            };
             barrier_wait(full + at.slot * 8, at.parity);
-            if (stage.blocks == 1 || shape::blocks(p, n) == stage.blocks)
-                wide_add<stage.blocks>(operands, in, sums);
+            if (stage.blocks == 1 || n < short_stage)
+                wide_add<stage.blocks>(operands, in, sums, weights_read);
             else // the last of a tile
-                wide_add<1>(operands, in, sums);
+                wide_add<1>(operands, in, sums, weights_read);
             __syncwarp();
             if (TEAM == 1 && lane == 0) barrier_arrive(frees + at.slot * 8);
             if (TEAM > 1 && lane < TEAM) barrier_arrive_cluster(frees + at.slot * 8);
@@ -374,7 +384,7 @@ __device__ __forceinline__ void wide_consume(const lut_params &p, uint8_t *smem)
         const int thread = (int)keep_in_register(threadIdx.x);
         int first = 0, last = TOKENS / 8;
         if (s.last - s.first < p.tile_stages) {
-            const wide_shared &shared = ((const wide_shared *)(smem + p.shares_at))[s.first == 0];
+            const wide_shared &shared = ((const wide_shared *)(smem + p.more_at))[s.first == 0];
             barrier_wait(found, 0);
             const wide_share share = shared.share;
             wide_leave<TILE>(p, share, shared.tags, thread, sums);
