@@ -421,8 +421,14 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t at, int rank) {
     return there;
 }
 
-// Stores there and counts the eight bytes at a barrier of the same block, both later. The block must have
+// Stores there and counts the bytes at a barrier of the same block, both later. The block must have
 // begun, and must not end before.
+__device__ __forceinline__ void store_cluster(uint32_t there, float v, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(there), "f"(v),
+        "r"(barrier)
+        : "memory");
+}
 __device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t barrier) {
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(

@@ -64,19 +64,23 @@ __device__ __forceinline__ float store_pair(const lut_params &p, int panel, int 
 }
 
 // sums: (n_panels, parts, 16, TOKENS) float in shared memory, `parts` partial sums of each, added in their
-// order. Panel first_panel of the matrix is panel 0 here. Called by n_threads threads from thread 0 on.
-// factors: (TOKENS) multiply the sums of a token; NULL: none. Returns the squares of what this thread stored,
-// as store_pair.
+// order. more: as many again, behind these, or NULL. Panel first_panel of the matrix is panel 0 here. Called
+// by n_threads threads from thread 0 on. factors: (TOKENS) multiply the sums of a token; NULL: none. Returns
+// the squares of what this thread stored, as store_pair.
 template <int TOKENS>
 __device__ __forceinline__ float store_panels(const lut_params &p, const float *sums, int parts,
                                               int first_panel, int n_panels, int n_threads,
-                                              const float *factors) {
+                                              const float *factors, const float *more = NULL) {
     float squares = 0.0f;
     for (int i = threadIdx.x; i < n_panels * 8 * TOKENS; i += n_threads) {
         const int g = i % 8, token = i / 8 % TOKENS, panel = i / (8 * TOKENS);
-        const float *at = sums + (panel * parts * 16 + g) * TOKENS + token;
+        const int first = (panel * parts * 16 + g) * TOKENS + token;
         float low = 0.0f, high = 0.0f;
-        for (int part = 0; part < parts; part++, at += 16 * TOKENS) low += at[0], high += at[8 * TOKENS];
+        auto add = [&](const float *at) {
+            for (int part = 0; part < parts; part++, at += 16 * TOKENS) low += at[0], high += at[8 * TOKENS];
+        };
+        add(sums + first);
+        if (more) add(more + first);
         const float factor = factors ? factors[token] : 1.0f;
         squares += store_pair(p, first_panel + panel, g, token, low * factor, high * factor);
     }

@@ -44,12 +44,17 @@ static lut_kernel pick_wide(int bits, int group, int tile) {
                        : lut_wide_w8(group, tile);
 }
 
+// Of lut_gemv, which are not told apart by tokens alone.
+static const int gemv_variants[] = {1, 2, 4, GEMV_PAIRS + 1, GEMV_PAIRS + 2, GEMV_PAIRS + 4};
+
+static lut_kernel pick_gemv(int bits, int group, int variant) {
+    return bits == 2   ? lut_gemv_w2(group, variant)
+           : bits == 3 ? lut_gemv_w3(group, variant)
+           : bits == 4 ? lut_gemv_w4(group, variant)
+                       : lut_gemv_w8(group, variant);
+}
+
 static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
-    if (path == LUT_PATH_GEMV)
-        return bits == 2   ? lut_gemv_w2(group, tokens)
-               : bits == 3 ? lut_gemv_w3(group, tokens)
-               : bits == 4 ? lut_gemv_w4(group, tokens)
-                           : lut_gemv_w8(group, tokens);
     if (path == LUT_PATH_AMPERE)
         return bits == 2   ? lut_ampere_w2(group, tokens / 8)
                : bits == 3 ? lut_ampere_w3(group, tokens / 8)
@@ -139,6 +144,10 @@ static int ready_kernels(const lut_device *device, lut_path path, flute_error *e
             if (path == LUT_PATH_WIDE)
                 for (int tile = 0; tile < WIDE_TILES && code == cudaSuccess; tile++)
                     code = ready_kernel(device, path, pick_wide(bits, group, tile));
+            else if (path == LUT_PATH_GEMV)
+                for (size_t i = 0; i < sizeof gemv_variants / sizeof *gemv_variants && code == cudaSuccess;
+                     i++)
+                    code = ready_kernel(device, path, pick_gemv(bits, group, gemv_variants[i]));
             else
                 for (const int *tokens = paths[path].tokens; *tokens && code == cudaSuccess; tokens++)
                     code = ready_kernel(device, path, pick_kernel(path, bits, group, *tokens));
@@ -244,9 +253,13 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
     if (args->x_order.tile_tokens &&
         (args->path != LUT_PATH_AUTO || args->x_order.tile_tokens != want.tile_tokens))
         return fail(err, FLUTE_EINVAL, "lut_gemm: activations in an order that the product does not take");
-    if (args->warpgroups != 0 && (args->warpgroups < 2 || args->warpgroups > 4))
+    if (path == LUT_PATH_WIDE && args->variant != 0 && (args->variant < 2 || args->variant > 4))
         return fail(err, FLUTE_EINVAL, "lut_gemm: tiles of %d warpgroups; they have 2, 3 or 4",
-                    args->warpgroups);
+                    args->variant);
+    if (path == LUT_PATH_GEMV && args->variant != 0 &&
+        (args->variant < 1 || args->variant > 2 || args->next.squares))
+        return fail(err, FLUTE_EINVAL, "lut_gemm: rows of %d blocks%s; they have 1 or 2, and a norm its own",
+                    args->variant, args->next.squares ? " before a norm" : "");
     if (!lut_gemm_has_path(device, path))
         return fail(err, FLUTE_EINVAL, "lut_gemm: %s",
                     path == LUT_PATH_WIDE ? "LUT_PATH_WIDE needs compute capability 9.0 (Hopper)"
@@ -297,27 +310,57 @@ static void divide_shared(lut_params *p, int sums_bytes, int more_bytes, int sta
     if (p->stages > MAX_STAGES) p->stages = MAX_STAGES;
 }
 
-// Panels of a block where two blocks of threads run on each SM.
-static int gemv_panels(const lut_device *device, int n_panels) {
-    return (n_panels + 2 * device->n_sms - 1) / (2 * device->n_sms);
+// How lut_gemv divides a matrix over two blocks of threads for each SM, single ones or pairs.
+struct gemv_division {
+    int team;   // 1, or 2: blocks of a pair
+    int panels; // of each team
+    int n_blocks;
+};
+
+static gemv_division divide_gemv_by(const lut_device *device, const weight *w, int team) {
+    const int n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS),
+              n_teams = 2 * device->n_sms / team;
+    gemv_division d = {};
+    d.team = team;
+    d.panels = (n_panels + n_teams - 1) / n_teams;
+    d.n_blocks = (n_panels + d.panels - 1) / d.panels * team;
+    return d;
+}
+
+// The columns of a chunk: of those activations a block has in registers.
+enum { CHUNK_COLS = GEMV_WARPS * CHUNK_BLOCKS * BLOCK_COLS };
+// A pair adds all its panels up at a time, which takes room from the ring.
+enum { PAIR_MAX_PANELS = 5 };
+
+// team: as asked for, or 0. In pairs blocks load half of the activations, for twice the panels, and share
+// matrices of few panels more evenly; for that they wait for each other, which rows of up to 4096 columns are
+// not worth, and have less room for weights: measured, on an H200.
+static gemv_division divide_gemv(const lut_device *device, const weight *w, int team) {
+    const gemv_division single = divide_gemv_by(device, w, 1), pairs = divide_gemv_by(device, w, 2);
+    if (team == 1 || pairs.panels > PAIR_MAX_PANELS || device->most_cluster < 2) return single;
+    const bool pays = w->n_cols > CHUNK_COLS && (pairs.panels <= 2 || w->n_cols <= 2 * CHUNK_COLS);
+    return team == 2 || pays ? pairs : single;
 }
 
 int lut_gemm_parts(const lut_device *device, const weight *w) {
-    const int n_panels = (int)(layout_padded_rows(w->n_rows) / PANEL_ROWS),
-              each = gemv_panels(device, n_panels);
-    return (n_panels + each - 1) / each;
+    return divide_gemv(device, w, 0).n_blocks;
 }
 
 // Two blocks of threads on each SM, up to four tokens.
-static void plan_gemv(const lut_device *device, const weight *w, lut_params *p) {
+static void plan_gemv(const gemv_division &d, const weight *w, lut_params *p) {
     const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
     const int warp_units =
         weight_type_bits(w->type) >= 4 ? (int)gemv_warp<4>::units : (int)gemv_warp<2>::units;
     const int stage_units = GEMV_WARPS * warp_units;
     const int panel_sums = GEMV_WARPS * PANEL_ROWS * tokens * (int)sizeof(float);
-    p->cta_panels = gemv_panels(device, p->n_panels);
+    p->cta_panels = d.panels;
     p->group_panels = p->cta_panels < SUMS_BYTES / panel_sums ? p->cta_panels : SUMS_BYTES / panel_sums;
-    divide_shared(p, p->group_panels * panel_sums, FACTORS_BYTES,
+    int sums = p->group_panels; // in those of a panel
+    if (d.team > 1) {
+        p->group_panels = d.panels;
+        sums = (d.panels + 1) / 2 * (w->n_cols > 2 * CHUNK_COLS ? 3 : 2);
+    }
+    divide_shared(p, sums * panel_sums, FACTORS_BYTES,
                   stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);
 }
 
@@ -445,7 +488,7 @@ static wide_plan plan_wide(const lut_device *device, const weight *w, int tile_t
 static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_params *p, int tile_tokens,
                        cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
-    const wide_plan plan = plan_wide(device, w, tile_tokens, args->warpgroups, p);
+    const wide_plan plan = plan_wide(device, w, tile_tokens, args->variant, p);
     const wide_tile tile = wide_tiles[plan.tile];
     cudaError_t code = cudaSuccess;
     if (plan.rest_stages * plan.n_teams > UINT32_MAX)
@@ -468,17 +511,26 @@ static int launch_wide(const lut_device *device, const lut_gemm_args *args, lut_
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 
+static int launch_gemv(const lut_device *device, const lut_gemm_args *args, lut_params *p,
+                       cudaStream_t stream, flute_error *err) {
+    const weight *w = args->w;
+    const gemv_division d = divide_gemv(device, w, args->variant);
+    const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
+    plan_gemv(d, w, p);
+    const cudaError_t code = cuda_launch_clusters(
+        pick_gemv(weight_type_bits(w->type), w->group_size, tokens + (d.team > 1 ? (int)GEMV_PAIRS : 0)),
+        dim3((unsigned)d.n_blocks), d.team, (GEMV_WARPS + 1) * 32,
+        (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, args->overlap, *p);
+    return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
+}
+
 static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lut_path path, lut_params *p,
                          cudaStream_t stream, flute_error *err) {
     const weight *w = args->w;
     const int tokens = kernel_tokens(path, p->n_tokens);
     const lut_kernel kernel = pick_kernel(path, weight_type_bits(w->type), w->group_size, tokens);
-    int warps = tile_warps(path, tokens) + (path == LUT_PATH_TILE); // one more copies
-    if (path == LUT_PATH_GEMV) {
-        plan_gemv(device, w, p);
-        warps = GEMV_WARPS + 1;
-    } else
-        plan_tile(device, path, w, p);
+    const int warps = tile_warps(path, tokens) + (path == LUT_PATH_TILE); // one more copies
+    plan_tile(device, path, w, p);
     // Not readied by lut_device_open where it is only asked for to compare.
     cudaError_t code = cudaSuccess;
     if (path == LUT_PATH_AMPERE && device->code_version >= CODE_HOPPER)
@@ -513,8 +565,9 @@ int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstrea
     for (int64_t first = 0; code == FLUTE_OK && first < args->n_tokens; first += piece) {
         const int64_t left = args->n_tokens - first;
         lut_params p = make_params(args, first, left < piece ? (int)left : (int)piece);
-        code = path == LUT_PATH_WIDE ? launch_wide(device, args, &p, tokens, stream, err)
-                                     : launch_narrow(device, args, path, &p, stream, err);
+        code = path == LUT_PATH_WIDE   ? launch_wide(device, args, &p, tokens, stream, err)
+               : path == LUT_PATH_GEMV ? launch_gemv(device, args, &p, stream, err)
+                                       : launch_narrow(device, args, path, &p, stream, err);
     }
     return code;
 }

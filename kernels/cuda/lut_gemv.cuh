@@ -4,6 +4,10 @@
 // warps share the columns: a stage of the ring holds 8 × U units of one panel, U to each warp. With two
 // blocks on each SM, 8·2 warps keep the SM busy.
 //
+// Or two blocks, a pair, own panels together and have half of the columns each: one of 4096 × 14336 then
+// loads activations for half of K and two panels, not for all of K and one. Each first multiplies the panels
+// that the other stores, whose sums arrive there, by distributed shared memory, while it multiplies its own.
+//
 // The stream. A ninth warp copies the panels, which lie one after the other in memory, through a ring in
 // shared memory, 4 to 17 KB a copy. It starts before anything else happens, and before the kernel ahead has
 // finished: weights depend on nothing.
@@ -24,7 +28,7 @@
 #include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/lut_kernels.h"
 
-enum { GEMV_CONSUMERS = GEMV_WARPS * WARP, GEMV_THREADS = GEMV_CONSUMERS + WARP, CHUNK_BLOCKS = 4 };
+enum { GEMV_CONSUMERS = GEMV_WARPS * WARP, GEMV_THREADS = GEMV_CONSUMERS + WARP };
 
 // Which of a block's activations the eight columns of the B operand carry: columns 2m and 2m + 1 are sides 0
 // and 1 of token m (with fewer than four tokens there are copies), and lane t holds both in its sums.
@@ -178,6 +182,19 @@ __device__ __forceinline__ void sums_flush(const float (&sums)[2], float *to, bo
     }
 }
 
+// The same with the sums of a panel that the other block of a pair stores. to: there, where `barrier` counts
+// bytes. mine: those of the chunks before, unless `first`.
+template <int TOKENS>
+__device__ __forceinline__ void sums_hand_over(const float (&sums)[2], const float *mine, uint32_t to,
+                                               uint32_t barrier, bool first) {
+    if (threadIdx.x % 4 >= TOKENS) return;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int at = half * 8 * TOKENS;
+        store_cluster(to + at * 4, first ? sums[half] : mine[at] + sums[half], barrier);
+    }
+}
+
 // The norm of x, whose weight is in x already: 1 / sqrt(mean(x²) + eps) of each token, from the squares that
 // the blocks of the kernel ahead have left. One warp a token.
 template <int TOKENS> __device__ __forceinline__ void gemv_norm_factors(const lut_params &p, float *factors) {
@@ -208,26 +225,69 @@ __device__ __forceinline__ void gemv_store_squares(const lut_params &p, float sq
     *to = first ? sum : *to + sum;
 }
 
-// The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
-struct gemv_walk {
-    int n_panels, group_panels, panel_stages, chunk_stages;
-    int group = 0, chunk = 0, panel = 0, stage = 0;
+// What a block has of the matrix: of `panels` panels from first_panel on the stages from first_stage on. Two
+// blocks, a pair, have the same panels. Each stores half of them, and walks them behind the n_other of the
+// other, whose sums it hands over. Of an odd number of stages the one in the middle, the last of the first
+// block and the first of the second, is of the block that stores; the other leaves it out.
+template <int BLOCKS> struct gemv_share {
+    int first_panel, panels, first_stage, stages, n_other;
+    int odd; // 1 if it is
 
-    __device__ __forceinline__ int group_end() const { return min(group + group_panels, n_panels); }
-    __device__ __forceinline__ bool done() const { return group >= n_panels; }
-    __device__ __forceinline__ void next() {
-        if (++stage < min(chunk + chunk_stages, panel_stages)) return;
-        if (++panel == group_end()) {
-            chunk += chunk_stages;
-            if (chunk >= panel_stages) chunk = 0, group += group_panels;
-            panel = group;
-        }
-        stage = chunk;
+    static __device__ __forceinline__ int rank() { return BLOCKS == 1 ? 0 : (int)(blockIdx.x % BLOCKS); }
+
+    __device__ __forceinline__ gemv_share(const lut_params &p, int stage_units) {
+        const int all = (p.panel_units + stage_units - 1) / stage_units;
+        first_panel = (int)(blockIdx.x / BLOCKS) * p.cta_panels;
+        panels = min(p.cta_panels, p.n_panels - first_panel);
+        first_stage = 0, stages = all, n_other = 0, odd = 0;
+        if (BLOCKS == 1) return;
+        first_stage = rank() * (all / 2), stages = (all + 1) / 2, odd = all % 2;
+        n_other = rank() ? panels - panels / 2 : panels / 2;
+    }
+    // The panel that is walked i-th, and the first that is stored, from first_panel on.
+    __device__ __forceinline__ int panel(int i) const {
+        return BLOCKS == 1 || rank() ? i : i < n_other ? panels - n_other + i : i - n_other;
+    }
+    __device__ __forceinline__ int first_stored() const { return rank() ? n_other : 0; }
+    // The stages of the panel that is walked i-th: of those from first_stage on.
+    __device__ __forceinline__ int first(int i) const { return i < n_other && rank() == 1 ? odd : 0; }
+    __device__ __forceinline__ int last(int i) const {
+        return stages - (i < n_other && rank() == 0 ? odd : 0);
     }
 };
 
-template <int BITS, int GROUP, int TOKENS>
-__device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem, int panel0, int panels) {
+// The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
+template <int BLOCKS> struct gemv_walk {
+    const gemv_share<BLOCKS> &share;
+    const int group_panels, chunk_stages;
+    int group = 0, chunk = 0, panel = 0, stage;
+
+    __device__ __forceinline__ gemv_walk(const gemv_share<BLOCKS> &share, int group_panels, int chunk_stages)
+        : share(share), group_panels(group_panels), chunk_stages(chunk_stages), stage(share.first(0)) {
+        if (BLOCKS > 1) seek();
+    }
+    __device__ __forceinline__ int group_end() const { return min(group + group_panels, share.panels); }
+    __device__ __forceinline__ bool done() const { return group >= share.panels; }
+    __device__ __forceinline__ void next() { stage++, seek(); }
+
+  private:
+    // Goes on where the panel has no more stages of the chunk.
+    __device__ __forceinline__ void seek() {
+        while (stage >= min(chunk + chunk_stages, share.last(panel))) {
+            if (++panel == group_end()) {
+                chunk += chunk_stages;
+                if (chunk >= share.stages) chunk = 0, group += group_panels;
+                panel = group;
+            }
+            stage = max(chunk, share.first(panel));
+            if (BLOCKS == 1 || done()) return;
+        }
+    }
+};
+
+template <int BITS, int GROUP, int BLOCKS>
+__device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
+                                             const gemv_share<BLOCKS> &share) {
     using layout = unit_layout<BITS, GROUP>;
     enum {
         U = gemv_warp<BITS>::units,
@@ -238,16 +298,15 @@ __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
     const uint32_t ring = shared_address(smem + p.ring_at);
     const bool leader = threadIdx.x % WARP == 0;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
-    const uint8_t *from = p.weights + panel0 * panel_bytes;
-    const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;
-    gemv_walk walk = {panels, p.group_panels, panel_stages, CHUNK_BLOCKS / layout::blocks / U};
+    const uint8_t *from = p.weights + share.first_panel * panel_bytes;
+    gemv_walk<BLOCKS> walk(share, p.group_panels, CHUNK_BLOCKS / layout::blocks / U);
     int slot = 0;
     auto issue = [&]() {
-        const uint32_t bytes =
-            min((int)STAGE_UNITS, p.panel_units - walk.stage * STAGE_UNITS) * layout::bytes;
+        const int stage = share.first_stage + walk.stage;
+        const uint32_t bytes = min((int)STAGE_UNITS, p.panel_units - stage * STAGE_UNITS) * layout::bytes;
         barrier_expect(full + slot * 8, bytes);
         copy_weights(ring + slot * STAGE_BYTES,
-                     from + walk.panel * panel_bytes + (size_t)walk.stage * STAGE_BYTES, bytes,
+                     from + share.panel(walk.panel) * panel_bytes + (size_t)stage * STAGE_BYTES, bytes,
                      full + slot * 8);
         slot++;
         walk.next();
@@ -255,21 +314,26 @@ __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
     if (leader) {
         for (int s = 0; s < p.stages; s++)
             barrier_init(full + s * 8, 1), barrier_init(empty + s * 8, GEMV_WARPS * WARP);
+        if (BLOCKS > 1) barrier_init(empty + p.stages * 8, 1);
         barrier_init_fence();
         while (slot < p.stages && !walk.done()) issue();
     }
     __syncwarp();
     if (p.releases) dependents_launch();
     __syncthreads();
+    if (BLOCKS > 1) cluster_arrive();
+    if (BLOCKS > 1 && !leader) cluster_wait();
     if (!leader) return;
     for (uint32_t parity = 0; !walk.done(); parity ^= 1)
         for (slot = 0; slot < p.stages && !walk.done();) {
             barrier_wait(empty + slot * 8, parity);
             issue();
         }
+    if (BLOCKS > 1) cluster_wait(); // who returns between the two may count twice
 }
 
-template <int BITS, int GROUP, int TOKENS>
+// BLOCKS: 1, or 2, a cluster, in pairs.
+template <int BITS, int GROUP, int TOKENS, int BLOCKS>
 __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH__ >= 900
     using layout = unit_layout<BITS, GROUP>;
@@ -283,31 +347,35 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     enum { CHUNK_STAGES = CHUNK_BLOCKS / layout::blocks / U, CHUNK_UNITS = CHUNK_STAGES * U };
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, t = lane % 4;
-    const int panel0 = blockIdx.x * p.cta_panels, panels = min(p.cta_panels, p.n_panels - panel0);
-    if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TOKENS>(p, smem, panel0, panels);
+    const gemv_share<BLOCKS> share(p, STAGE_UNITS);
+    if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, BLOCKS>(p, smem, share);
 
     if (p.releases) dependents_launch();
     table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 
-    const int panel_stages = (p.panel_units + STAGE_UNITS - 1) / STAGE_UNITS;
     const int side = columns<TOKENS>::side(lane);
-    auto unit_of = [&](int stage, int j) { return stage * STAGE_UNITS + warp * U + j; };
+    const int first_unit = share.first_stage * STAGE_UNITS;
+    auto unit_of = [&](int stage, int j) { return first_unit + stage * STAGE_UNITS + warp * U + j; };
     activations x[CHUNK_UNITS];
     // The lane's columns of its token, from those of stage 0 on.
     const uint8_t *const x_lane = p.x + min(columns<TOKENS>::token(lane), p.n_tokens - 1) * p.x_stride +
-                                  warp * (U * layout::cols * 2) + activations::first_byte(side, t);
-    const int x_left = p.n_cols - warp * (U * layout::cols) - activations::first_column(side, t);
+                                  (first_unit + warp * U) * (layout::cols * 2) +
+                                  activations::first_byte(side, t);
+    const int n_cols =
+        BLOCKS == 1 ? p.n_cols
+                    : min(p.n_cols - first_unit * layout::cols, share.stages * (STAGE_UNITS * layout::cols));
+    const int x_left = n_cols - warp * (U * layout::cols) - activations::first_column(side, t);
     // Loads the activations of stage s of a chunk, if K has it. Of one that is whole these are four or
     // sixteen instructions, from one address; else each asks whether there is something to load.
     auto load_stage = [&](int chunk, int s) {
         enum { COLS = STAGE_UNITS * layout::cols };
         const int column = (chunk + s) * COLS;
         const uint8_t *const at = x_lane + (size_t)column * 2;
-        if (column + COLS <= p.n_cols) {
+        if (column + COLS <= n_cols) {
 #pragma unroll
             for (int j = 0; j < U; j++) x[s * U + j].template load<true>(at + j * layout::cols * 2, 0);
-        } else if (column < p.n_cols) {
+        } else if (column < n_cols) {
 #pragma unroll
             for (int j = 0; j < U; j++)
                 x[s * U + j].template load<false>(at + j * layout::cols * 2,
@@ -319,26 +387,38 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     float *factors = (float *)(smem + p.more_at); // (TOKENS), and behind them (warp, token)
     if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
+    if (BLOCKS > 1) cluster_arrive();
 
-    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8;
+    const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8,
+                   handed = empty + p.stages * 8; // BLOCKS > 1: what the other block hands over is there
     const uint32_t mine = shared_address(smem + p.ring_at) + warp * U * layout::bytes;
     const uint32_t codes_at = keep_in_register(mine + lane * 16);
     const uint32_t codes_at8 = BITS == 3 ? keep_in_register(mine + lane * 8) : 0;
     const uint32_t scales_at = keep_in_register(mine + unit_t::scales_at(lane));
     gemv_tables tables = {{smem, keep_in_register(table_lane_offset<BITS>(lane))}, {}};
     if (activations::IN_HALVES) tables.in_registers.build(p.table);
-    float *sums = (float *)(smem + p.sums_at); // (group panel, warp, row, token)
+    // Sums: (panel, warp, row, token), of the panels of a group. In a pair of those that the block stores,
+    // then of the same what the other block hands over, and of the others where they have more than one
+    // chunk.
+    enum { PANEL_SUMS = GEMV_WARPS * 16 * TOKENS };
+    float *sums = (float *)(smem + p.sums_at);
     float *const my_sums = sums + keep_in_register((warp * 16 + lane / 4) * TOKENS + t);
+    if (BLOCKS > 1 && threadIdx.x == 0)
+        barrier_expect(handed, (share.panels - share.n_other) * PANEL_SUMS * 4);
     int slot = 0;
     uint32_t parity = 0;
 
-    // A panel's stages of a chunk. whole: the panel has all of them, with all their units. A constant for
-    // each call, which makes two copies of the loop: the common one asks for nothing but the barriers. next:
-    // the chunk whose activations take the place of these, or -1. first: they have just been loaded.
-    auto multiply_panel = [&](bool whole, int chunk, bool first, int next, float(&sum)[2]) {
+    // A panel's stages of a chunk, those from `from` to `to`. whole: the panel has all of them, with all
+    // their units. A constant for each call, which makes two copies of the loop: the common one asks for
+    // nothing but the barriers. next: the chunk whose activations take the place of these, or -1. first: they
+    // have just been loaded.
+    auto multiply_panel = [&](bool whole, int chunk, int from, int to, bool first, int next, float(&sum)[2]) {
 #pragma unroll
         for (int s = 0; s < CHUNK_STAGES; s++) {
-            if (whole || chunk + s < panel_stages) {
+            if (!whole && (chunk + s < from || chunk + s >= to)) {
+#pragma unroll
+                for (int j = 0; j < U && BLOCKS > 1 && first; j++) x[s * U + j].settle(side);
+            } else {
                 unit_t unit[U];
                 barrier_wait_warp(full + slot * 8, parity);
 #pragma unroll
@@ -361,36 +441,60 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
         }
     };
 
-    for (int group = 0; group < panels; group += p.group_panels) {
-        const int group_panels = min(p.group_panels, panels - group);
-        for (int chunk = 0; chunk < panel_stages; chunk += CHUNK_STAGES) {
-            const bool whole = (chunk + CHUNK_STAGES) * STAGE_UNITS <= p.panel_units;
-            const int after = chunk + CHUNK_STAGES < panel_stages ? chunk + CHUNK_STAGES : 0;
-            const bool more = after > chunk || (after != chunk && group + p.group_panels < panels);
-            const bool loaded = group == 0 || panel_stages > CHUNK_STAGES; // else those of the last group
+    for (int group = 0; group < share.panels; group += p.group_panels) { // a pair has one
+        const int group_panels = min(p.group_panels, share.panels - group);
+        for (int chunk = 0; chunk < share.stages; chunk += CHUNK_STAGES) {
+            const bool full_units = (share.first_stage + chunk + CHUNK_STAGES) * STAGE_UNITS <= p.panel_units;
+            const int after = chunk + CHUNK_STAGES < share.stages ? chunk + CHUNK_STAGES : 0;
+            const bool more = after > chunk || (after != chunk && group + p.group_panels < share.panels);
+            const bool loaded = group == 0 || share.stages > CHUNK_STAGES; // else those of the last group
+            const bool last = after == 0;
+            if (BLOCKS > 1 && last) cluster_wait(); // the other has begun
             for (int panel = 0; panel < group_panels; panel++) {
                 float sum[2] = {};
                 const int next = panel + 1 == group_panels && more ? after : -1;
-                if (whole)
-                    multiply_panel(true, chunk, loaded && panel == 0, next, sum);
+                const int from = share.first(panel), to = share.last(panel);
+                if (full_units && chunk >= from && chunk + CHUNK_STAGES <= to)
+                    multiply_panel(true, chunk, from, to, loaded && panel == 0, next, sum);
                 else
-                    multiply_panel(false, chunk, loaded && panel == 0, next, sum);
-                sums_flush<TOKENS>(sum, my_sums + panel * GEMV_WARPS * 16 * TOKENS, chunk == 0);
+                    multiply_panel(false, chunk, from, to, loaded && panel == 0, next, sum);
+                const int half = (p.cta_panels + 1) / 2;
+                if (BLOCKS > 1 && panel < share.n_other) {
+                    float *const mine = my_sums + (2 * half + panel) * PANEL_SUMS;
+                    if (last)
+                        sums_hand_over<TOKENS>(
+                            sum, mine,
+                            cluster_address(shared_address(my_sums + (half + panel) * PANEL_SUMS),
+                                            share.rank() ^ 1),
+                            cluster_address(handed, share.rank() ^ 1), chunk == 0);
+                    else
+                        sums_flush<TOKENS>(sum, mine, chunk == 0);
+                } else {
+                    sums_flush<TOKENS>(sum, my_sums + (panel - share.n_other) * PANEL_SUMS, chunk == 0);
+                }
             }
         }
         barrier_sync(1, GEMV_CONSUMERS);
-        const float squares = store_panels<TOKENS>(p, sums, GEMV_WARPS, panel0 + group, group_panels,
-                                                   GEMV_CONSUMERS, p.norm.squares ? factors : NULL);
+        if (BLOCKS > 1 && share.n_other < share.panels) barrier_wait(handed, 0);
+        const float squares = store_panels<TOKENS>(
+            p, sums, GEMV_WARPS, share.first_panel + group + share.first_stored(),
+            group_panels - share.n_other, GEMV_CONSUMERS, p.norm.squares ? factors : NULL,
+            BLOCKS > 1 ? sums + (p.cta_panels + 1) / 2 * PANEL_SUMS : NULL);
         if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS, group == 0);
         barrier_sync(1, GEMV_CONSUMERS);
     }
 #endif
 }
 
-template <int BITS, int GROUP> lut_kernel lut_gemv_pick(int tokens) {
-    return tokens == 1   ? lut_gemv<BITS, GROUP, 1>
-           : tokens == 2 ? lut_gemv<BITS, GROUP, 2>
-                         : lut_gemv<BITS, GROUP, 4>;
+template <int BITS, int GROUP, int BLOCKS> lut_kernel lut_gemv_of(int tokens) {
+    return tokens == 1   ? lut_gemv<BITS, GROUP, 1, BLOCKS>
+           : tokens == 2 ? lut_gemv<BITS, GROUP, 2, BLOCKS>
+                         : lut_gemv<BITS, GROUP, 4, BLOCKS>;
+}
+
+template <int BITS, int GROUP> lut_kernel lut_gemv_pick(int variant) {
+    return variant < GEMV_PAIRS ? lut_gemv_of<BITS, GROUP, 1>(variant)
+                                : lut_gemv_of<BITS, GROUP, 2>(variant - GEMV_PAIRS);
 }
 
 #endif

@@ -25,7 +25,7 @@ struct lut_params {
     int overlap;
     int releases;         // lets the next kernel start early
     uint32_t always_zero; // a zero that the compiler does not know: see barrier_arrive_after
-    int group_panels;     // lut_gemv: panels that a block adds up at a time
+    int group_panels;     // lut_gemv: panels that a block, or a pair, adds up at a time
     // lut_tile, lut_ampere: panels of a pass; slices of K, one unit of each in a stage; bytes of a stage;
     // bytes from one token's activations to the next in it
     int tile_panels, k_slices, stage_bytes, x_row_bytes;
@@ -109,6 +109,9 @@ __host__ __device__ constexpr wide_stage wide_stage_of(int bits, int group, wide
     return s;
 }
 
+// lut_gemv: blocks of 128 columns whose activations a warp has in registers; what is added to the tokens of a
+// kernel whose blocks work in pairs.
+enum { CHUNK_BLOCKS = 4, GEMV_PAIRS = 8 };
 enum { GEMV_WARPS = 8, GEMV_MAX_TOKENS = 4, TILE_WARPS = 15, TILE_MAX_TOKENS = 32 };
 enum { AMPERE_MAX_TOKENS = 32, AMPERE_STAGES = 4 }; // at most
 
@@ -134,11 +137,11 @@ template <int BITS> struct gemv_warp {
                               : NAME##_pick<BITS, 256>(n);                                                   \
     }
 
-// 1, 2 or 4 tokens.
-lut_kernel lut_gemv_w2(int group, int tokens);
-lut_kernel lut_gemv_w3(int group, int tokens);
-lut_kernel lut_gemv_w4(int group, int tokens);
-lut_kernel lut_gemv_w8(int group, int tokens);
+// 1, 2 or 4 tokens, plus GEMV_PAIRS for pairs of blocks.
+lut_kernel lut_gemv_w2(int group, int variant);
+lut_kernel lut_gemv_w3(int group, int variant);
+lut_kernel lut_gemv_w4(int group, int variant);
+lut_kernel lut_gemv_w8(int group, int variant);
 
 // 8, 16 or 32 tokens: 1, 2 or 4 tiles of eight.
 lut_kernel lut_tile_w2(int group, int n_tiles);

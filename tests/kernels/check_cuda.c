@@ -42,7 +42,7 @@ typedef struct check_case {
     lut_epilogue epilogue;
     bool overlap;
     lut_path path;
-    int warpgroups; // of LUT_PATH_WIDE
+    int variant; // of the path
     lut_order x_order, y_order;
     bf16 *x;
 } check_case;
@@ -143,7 +143,7 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
                                 .y_order = c->y_order,
                                 .overlap = c->overlap,
                                 .path = c->path,
-                                .warpgroups = c->warpgroups};
+                                .variant = c->variant};
     const int code = lut_gemm(device, &args, NULL, err);
     check(cudaDeviceSynchronize(), "lut_gemm");
     check(cudaMemcpy(c->y_order.tile_tokens ? (void *)arranged : y, y_buffer.data, y_size,
@@ -258,7 +258,7 @@ static bool case_check(const lut_device *device, check_case *c) {
     if (wrong)
         printf("# %s g%d N=%lld K=%lld M=%d %s %d epilogue %d%s%s%s: %s (error %.3g times the allowed)\n",
                weight_type_name(c->w.type), c->w.group_size, (long long)c->w.n_rows, (long long)c->w.n_cols,
-               c->n_tokens, path_names[c->path], c->warpgroups, c->epilogue, c->overlap ? " overlapped" : "",
+               c->n_tokens, path_names[c->path], c->variant, c->epilogue, c->overlap ? " overlapped" : "",
                c->x_order.tile_tokens ? " x arranged" : "", c->y_order.tile_tokens ? " y arranged" : "",
                wrong, error);
     free(y);
@@ -348,9 +348,9 @@ static bool check_chain(const lut_device *device, weight_type type, int n_tokens
 }
 
 static bool check_product(const lut_device *device, weight_type type, int group_size, int n_tokens,
-                          int64_t n_rows, int64_t n_cols, lut_path path, int warpgroups) {
+                          int64_t n_rows, int64_t n_cols, lut_path path, int variant) {
     check_case c = case_random(type, group_size, n_tokens, n_rows, n_cols);
-    c.path = path, c.warpgroups = warpgroups;
+    c.path = path, c.variant = variant;
     case_order(device, &c);
     const bool good = case_check(device, &c);
     case_free(&c);
@@ -363,7 +363,19 @@ static bool check_many_rows(const lut_device *device, weight_type type, int grou
     return check_product(device, type, group_size, n_tokens, 16 * panels - 16, group_size, LUT_PATH_GEMV, 0);
 }
 
-// One type, number of tokens and group size: some shapes and paths, then one with each tile of LUT_PATH_WIDE.
+// A matrix that one or two blocks of threads have rows of, most of them as many panels as they may.
+static bool check_teams(const lut_device *device, bool small, weight_type type, int group_size,
+                        int n_tokens) {
+    const int most_cols = small ? 4096 : 16384, panels = (int)random_below(5) + 1;
+    const int64_t n_rows = 16 * panels * device->n_sms - (int64_t)random_below(40),
+                  n_cols = group_size * (int64_t)(random_below((uint32_t)(most_cols / group_size)) + 1);
+    return check_product(device, type, group_size, n_tokens, n_rows > 0 ? n_rows : 1, n_cols, LUT_PATH_GEMV,
+                         2) &&
+           check_product(device, type, group_size, n_tokens, n_rows > 0 ? n_rows : 1, n_cols, LUT_PATH_GEMV,
+                         1);
+}
+
+// One type, number of tokens and group size: some shapes and paths, then one with each variant of a path.
 // only_path: this one, or -1.
 static bool check_group(const lut_device *device, bool small, weight_type type, int group_size, int n_tokens,
                         int only_path) {
@@ -383,7 +395,8 @@ static bool check_group(const lut_device *device, bool small, weight_type type, 
     const bool gemv = n_tokens <= 4 && lut_gemm_has_path(device, LUT_PATH_GEMV),
                wide = n_tokens > 4 && lut_gemm_has_path(device, LUT_PATH_WIDE);
     if (gemv && (only_path < 0 || only_path == LUT_PATH_GEMV))
-        good = check_many_rows(device, type, group_size, n_tokens) && good;
+        good = check_many_rows(device, type, group_size, n_tokens) &&
+               check_teams(device, small, type, group_size, n_tokens) && good;
     if (small) random_small_shape(1, group_size, &n_rows, &n_cols); // the last one takes long
     for (int warpgroups = 2; warpgroups <= 4; warpgroups++)
         if (wide && (only_path < 0 || only_path == LUT_PATH_WIDE))

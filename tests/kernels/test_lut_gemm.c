@@ -52,8 +52,7 @@ static void product_free(product *p) {
     cudaFree(p->y);
 }
 
-static int product_run(const lut_device *device, product *p, lut_path path, int warpgroups,
-                       flute_error *err) {
+static int product_run(const lut_device *device, product *p, lut_path path, int variant, flute_error *err) {
     const lut_gemm_args args = {.w = &p->w,
                                 .x = p->x,
                                 .x_stride = p->w.n_cols,
@@ -61,7 +60,7 @@ static int product_run(const lut_device *device, product *p, lut_path path, int 
                                 .y = p->y,
                                 .y_stride = p->w.n_rows,
                                 .path = path,
-                                .warpgroups = warpgroups};
+                                .variant = variant};
     memset(p->y, 0xff, (size_t)(p->n_tokens * p->w.n_rows) * sizeof *p->y);
     const int code = lut_gemm(device, &args, NULL, err);
     assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
@@ -217,6 +216,8 @@ static void test_paths(void **state) {
     }
     assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, 5, &err), FLUTE_EINVAL);
     assert_non_null(strstr(err.message, "tiles of 5 warpgroups"));
+    assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, 3, &err), FLUTE_EINVAL);
+    assert_non_null(strstr(err.message, "rows of 3 blocks"));
     product_free(&p);
     lut_device_close(&device);
 }

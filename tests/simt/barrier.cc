@@ -103,13 +103,14 @@ void cluster_update(cluster &c) {
 
 void cluster_arrive() {
     cluster &c = this_cluster();
-    this_thread().cluster_phase = c.phase;
+    this_thread().cluster_phase = c.phase, this_thread().cluster_arrived = true;
     c.arrived++;
     cluster_update(c);
 }
 
 void cluster_wait() {
     while (this_cluster().phase == this_thread().cluster_phase) suspend_for_others("waits for its cluster");
+    this_thread().cluster_arrived = false;
     woken = true;
 }
 
@@ -119,6 +120,8 @@ void forget_clusters(long number, unsigned n) {
 
 void leave_barriers() {
     cluster &c = this_cluster();
+    if (this_thread().cluster_arrived) // would it count twice? PTX does not say
+        stop("a thread has arrived at the barrier of its cluster and returns without a wait");
     c.returned++;
     cluster_update(c);
     barrier &b = m->barriers[0];

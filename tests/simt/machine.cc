@@ -1,6 +1,7 @@
 // Blocks of threads as fibers (Boost.Context), and the order in which they run. See simt.h.
 #include "tests/simt/machine.h"
 
+#include <algorithm>
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <link.h>
@@ -195,7 +196,7 @@ void prepare_block() {
         thread &t = m->threads[i];
         const unsigned x = m->what->block.x, y = m->what->block.y, n = (unsigned)i;
         t.index = {n % x, n / x % y, n / x / y};
-        t.waits_for = nullptr;
+        t.waits_for = nullptr, t.cluster_arrived = false;
         t.copies.clear(), t.groups.clear();
     }
     for (int i = 0; i < m->n_warps; i++) {
@@ -332,12 +333,19 @@ void start_next() {
     if (this_warp) set_builtins();
 }
 
-// Puts the block that waits aside. On a GPU it keeps its SM.
+// Blocks that an SM of Hopper runs at the same time, if registers suffice.
+int blocks_of_sm(const launch &what) {
+    enum { SM_SHARED = 228 << 10, RESERVED = 1 << 10, SM_THREADS = 2048, SM_BLOCKS = 32 };
+    const int by_shared = (int)(SM_SHARED / (what.shared + RESERVED)), by_threads = SM_THREADS / m->n_threads;
+    return std::min({by_shared, by_threads, (int)SM_BLOCKS});
+}
+
+// Puts the block that waits aside. On a GPU it keeps its place on an SM.
 void park_block() {
     int n_sms = 0;
     cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0);
-    if ((int)parked.size() >= n_sms)
-        stop("more blocks than the %d SMs wait for each other: some may never start", n_sms);
+    if ((int)parked.size() >= n_sms * blocks_of_sm(*m->what))
+        stop("more blocks than run on %d SMs wait for each other: some may never start", n_sms);
     swap_out_shared(true);
     if (spare.empty()) spare.emplace_back(new machine()); // zeros
     parked.push_back(std::move(spare.back()));

@@ -23,6 +23,7 @@ struct thread {
     const char *waits_for;     // in words
     uint32_t mbarrier, parity; // that it waits for, when it does
     unsigned cluster_phase;    // that it has arrived in
+    bool cluster_arrived;      // and not waited for
     std::vector<copy> copies;
     std::deque<std::vector<copy>> groups;
 };

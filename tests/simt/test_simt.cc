@@ -138,12 +138,12 @@ static __global__ void partials_kernel(float4 *partials, uint32_t tag, bool sile
     if (!silent) leave_partial(mine, make_float4(v.x + 2, v.y + 2, v.z + 2, v.w + 2), tag);
 }
 
-static void run_partials(int n_blocks, bool silent) {
+static void run_partials(int n_blocks, bool silent, size_t shared = 0) {
     simt_set_sms(4);
     device_array<uint32_t> partials(std::vector<uint32_t>((size_t)n_blocks * 256, 0));
     for (uint32_t use = 0; use < 3; use++) { // of the same places
         const uint32_t tag = (use + 1) % 2;
-        assert_int_equal(launch(partials_kernel, n_blocks, 64, 0, (float4 *)partials.data, tag, silent),
+        assert_int_equal(launch(partials_kernel, n_blocks, 64, shared, (float4 *)partials.data, tag, silent),
                          cudaSuccess);
         const std::vector<uint32_t> v = partials.read();
         for (int i = 0; i < n_blocks * 256; i++)
@@ -479,6 +479,10 @@ static void run_store(size_t size, size_t at) {
     cudaFree(p);
 }
 
+static __global__ void leaving_kernel() {
+    cluster_arrive();
+}
+
 static void run_unready_cluster() {
     device_array<float> out(2 * 32);
     cuda_launch_clusters(cluster_kernel, dim3(2), 2, 64, 128, nullptr, false, out.data, 2, false);
@@ -506,7 +510,9 @@ static const struct {
     {"wgmma: B changed while it was being read", [] { run_wrong_wgmma(1); }},
     {"wgmma without a wgmma_fence", [] { run_wrong_wgmma(2); }},
     {"blocks wait for others that never come", [] { run_partials(4, true); }},
-    {"more blocks than the", [] { run_partials(9, true); }},
+    {"more blocks than run on 4 SMs", [] { run_partials(18, true, 48 << 10); }}, // four on each
+    {"returns without a wait",
+     [] { cuda_launch_clusters(leaving_kernel, dim3(2), 2, 32, 0, nullptr, false); }},
     {"of the cluster has not begun, or has ended", run_unready_cluster},
     {"the kernel has run for 1 s", run_spinning},
     {"an allocation of 100 bytes", [] { run_store(100, 110); }},

@@ -395,9 +395,16 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t at, int rank) {
     return at | (uint32_t)rank << 24;
 }
 
-__device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t barrier) {
+template <typename T> static void store_there(uint32_t there, T v, uint32_t barrier) {
     if (there >> 24 != barrier >> 24) simt::stop("store_cluster: the barrier is in another block");
     simt::cluster_store(there & 0xffffff, (int)(there >> 24), &v, sizeof v, barrier & 0xffffff);
+}
+
+__device__ __forceinline__ void store_cluster(uint32_t there, float v, uint32_t barrier) {
+    store_there(there, v, barrier);
+}
+__device__ __forceinline__ void store_cluster(uint32_t there, float2 v, uint32_t barrier) {
+    store_there(there, v, barrier);
 }
 
 __device__ __forceinline__ void copy_to_cluster(uint32_t to, const void *from, uint32_t bytes,
