@@ -1,7 +1,7 @@
 // The GPU's LUT-GEMM against the scalar definition of kernels/layout.h, in double: every width, group size
 // and number of tokens on ragged shapes, random data, poisoned outputs, with and without overlapped launches,
-// activations in rows and arranged, and the same bits twice; and rows of products that overlap. Prints TAP,
-// whose plan says SKIP where there is no device.
+// activations in rows and arranged, and the same bits twice; rows of products that overlap, and two with a
+// norm between them. Prints TAP, whose plan says SKIP where there is no device.
 //
 //     check_cuda [--small] [SEED [TYPE [TOKENS [PATH]]]]     (0: all numbers of tokens; auto, gemv, tile,
 //     wide, ampere)
@@ -44,6 +44,9 @@ typedef struct check_case {
     lut_path path;
     int variant; // of the path
     lut_order x_order, y_order;
+    lut_norm norm; // of what is on the device
+    lut_next next;
+    const float *factors; // (n_tokens) of the norm; NULL: none
     bf16 *x;
 } check_case;
 
@@ -141,6 +144,8 @@ static int case_run(const lut_device *device, const check_case *c, uint8_t *y, s
                                 .epilogue = c->epilogue,
                                 .x_order = c->x_order,
                                 .y_order = c->y_order,
+                                .norm = c->norm,
+                                .next = c->next,
                                 .overlap = c->overlap,
                                 .path = c->path,
                                 .variant = c->variant};
@@ -175,7 +180,9 @@ static double dot(const check_case *c, const float *row, int64_t token, double *
         const double term = (double)row[k] * bf16_to_float(c->x[token * c->x_stride + k]);
         sum += term, *size += fabs(term);
     }
-    return sum;
+    const double factor = c->factors ? c->factors[token] : 1.0;
+    *size *= factor;
+    return sum * factor;
 }
 
 static double gate_function(const check_case *c, double gate) {
@@ -375,6 +382,90 @@ static bool check_teams(const lut_device *device, bool small, weight_type type, 
                          1);
 }
 
+enum { NORM_SQUARES = LUT_NORM_TOKENS * LUT_MAX_PARTS };
+
+// What the first of two products has left for the norm: x is its sums y times the norm's weight, and squares,
+// of which n_parts of each row are written, add up to those of y. Fills factors.
+static bool norm_is_right(const check_case *c, const float *y, const float *gains, const bf16 *x,
+                          const float *squares, int n_parts, float eps, float *factors) {
+    const int64_t width = c->w.n_rows;
+    for (int m = 0; m < c->n_tokens; m++) {
+        double sum = 0, expected = 0;
+        for (int64_t n = 0; n < width; n++) {
+            const float v = y[m * c->y_stride + n];
+            expected += (double)v * v;
+            if (x[m * c->next.x_stride + n] != bf16_from_float(v * (c->next.offset + gains[n]))) return false;
+        }
+        for (int i = 0; i < LUT_MAX_PARTS; i++) {
+            const float part = squares[m * LUT_MAX_PARTS + i];
+            if (i < n_parts ? !isfinite(part) : !isnan(part)) return false;
+            if (i < n_parts) sum += part;
+        }
+        if (fabs(sum - expected) > 1e-5 * expected) return false;
+        factors[m] = (float)(1.0 / sqrt(expected / (double)width + eps));
+    }
+    return true;
+}
+
+// A product that adds to the residual stream, and one of the norm of that: (width × n_cols), (n_rows ×
+// width).
+static bool check_norm(const lut_device *device, weight_type type, int group_size, int n_tokens,
+                       int64_t n_cols, int64_t width, int64_t n_rows) {
+    static device_buffer squares_buffer, weight_buffer, x_buffer;
+    check_case first = case_random(type, group_size, n_tokens, width, n_cols),
+               second = case_random(type, group_size, n_tokens, n_rows, width);
+    const size_t x_size = (size_t)(n_tokens * second.x_stride) * sizeof *second.x,
+                 y_size = (size_t)(n_tokens * (width + 3)) * sizeof(float);
+    float *y = host_memory(y_size), *gains = host_memory((size_t)width * sizeof *gains),
+          *squares = host_memory(NORM_SQUARES * sizeof *squares), factors[LUT_NORM_TOKENS];
+    for (int64_t i = 0; i < width; i++) gains[i] = random_float();
+    first.epilogue = LUT_ADD_F32, first.y_stride = width + 3;
+    first.next = (lut_next){.squares = device_memory(&squares_buffer, NORM_SQUARES * sizeof *squares),
+                            .weight = device_memory(&weight_buffer, (size_t)width * sizeof *gains),
+                            .offset = (float)random_below(2),
+                            .x = device_memory(&x_buffer, x_size),
+                            .x_stride = second.x_stride};
+    check(cudaMemcpy(weight_buffer.data, gains, (size_t)width * sizeof *gains, cudaMemcpyHostToDevice),
+          "copy of the norm's weight");
+    check(cudaMemset(squares_buffer.data, POISON, NORM_SQUARES * sizeof *squares), "cudaMemset");
+    check(cudaMemcpy(x_buffer.data, second.x, x_size, cudaMemcpyHostToDevice), "copy of the activations");
+    flute_error err = {0};
+    const char *wrong = NULL;
+    if (case_run(device, &first, (uint8_t *)(void *)y, y_size, &err) != FLUTE_OK)
+        wrong = err.message;
+    else if (case_error(device, &first, (const uint8_t *)(const void *)y) > 1)
+        wrong = "wrong sums before it";
+    check(cudaMemcpy(squares, squares_buffer.data, NORM_SQUARES * sizeof *squares, cudaMemcpyDeviceToHost),
+          "copy of the squares");
+    check(cudaMemcpy(second.x, x_buffer.data, x_size, cudaMemcpyDeviceToHost), "copy of the activations");
+    second.norm = (lut_norm){squares_buffer.data, lut_gemm_parts(device, &first.w), 1e-5f};
+    if (!wrong &&
+        !norm_is_right(&first, y, gains, second.x, squares, second.norm.n_parts, second.norm.eps, factors))
+        wrong = "wrong x or squares";
+    second.factors = factors;
+    const bool good = !wrong && case_check(device, &second);
+    if (wrong)
+        printf("# %s g%d M=%d, a norm of %lld channels, %lld columns ahead: %s\n", weight_type_name(type),
+               group_size, n_tokens, (long long)width, (long long)n_cols, wrong);
+    free(y);
+    free(gains);
+    free(squares);
+    case_free(&first);
+    case_free(&second);
+    return good;
+}
+
+// Norms of few channels behind long rows, and of many: where LUT_PATH_GEMV works in pairs of blocks, of the
+// first or of the second product.
+static bool check_norms(const lut_device *device, bool small, weight_type type, int group_size,
+                        int n_tokens) {
+    const int64_t some = 256 * (1 + (int64_t)random_below(small ? 1 : 12)),
+                  many = 4096 + 256 * (1 + (int64_t)random_below(small ? 2 : 20));
+    const int64_t n_rows = 1 + random_below(small ? 40 : 3000);
+    return check_norm(device, type, group_size, n_tokens, many, some, n_rows) &&
+           check_norm(device, type, group_size, n_tokens, some, many, n_rows);
+}
+
 // One type, number of tokens and group size: some shapes and paths, then one with each variant of a path.
 // only_path: this one, or -1.
 static bool check_group(const lut_device *device, bool small, weight_type type, int group_size, int n_tokens,
@@ -396,7 +487,8 @@ static bool check_group(const lut_device *device, bool small, weight_type type, 
                wide = n_tokens > 4 && lut_gemm_has_path(device, LUT_PATH_WIDE);
     if (gemv && (only_path < 0 || only_path == LUT_PATH_GEMV))
         good = check_many_rows(device, type, group_size, n_tokens) &&
-               check_teams(device, small, type, group_size, n_tokens) && good;
+               check_teams(device, small, type, group_size, n_tokens) &&
+               check_norms(device, small, type, group_size, n_tokens) && good;
     if (small) random_small_shape(1, group_size, &n_rows, &n_cols); // the last one takes long
     for (int warpgroups = 2; warpgroups <= 4; warpgroups++)
         if (wide && (only_path < 0 || only_path == LUT_PATH_WIDE))
