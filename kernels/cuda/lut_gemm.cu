@@ -44,17 +44,13 @@ static lut_kernel pick_wide(int bits, int group, int tile) {
                        : lut_wide_w8(group, tile);
 }
 
-// Of lut_gemv, which are not told apart by tokens alone.
-static const int gemv_variants[] = {1, 2, 4, GEMV_PAIRS + 1, GEMV_PAIRS + 2, GEMV_PAIRS + 4};
-
-static lut_kernel pick_gemv(int bits, int group, int variant) {
-    return bits == 2   ? lut_gemv_w2(group, variant)
-           : bits == 3 ? lut_gemv_w3(group, variant)
-           : bits == 4 ? lut_gemv_w4(group, variant)
-                       : lut_gemv_w8(group, variant);
-}
-
+// tokens: of LUT_PATH_GEMV plus GEMV_PAIRS where blocks work in pairs.
 static lut_kernel pick_kernel(lut_path path, int bits, int group, int tokens) {
+    if (path == LUT_PATH_GEMV)
+        return bits == 2   ? lut_gemv_w2(group, tokens)
+               : bits == 3 ? lut_gemv_w3(group, tokens)
+               : bits == 4 ? lut_gemv_w4(group, tokens)
+                           : lut_gemv_w8(group, tokens);
     if (path == LUT_PATH_AMPERE)
         return bits == 2   ? lut_ampere_w2(group, tokens / 8)
                : bits == 3 ? lut_ampere_w3(group, tokens / 8)
@@ -144,13 +140,13 @@ static int ready_kernels(const lut_device *device, lut_path path, flute_error *e
             if (path == LUT_PATH_WIDE)
                 for (int tile = 0; tile < WIDE_TILES && code == cudaSuccess; tile++)
                     code = ready_kernel(device, path, pick_wide(bits, group, tile));
-            else if (path == LUT_PATH_GEMV)
-                for (size_t i = 0; i < sizeof gemv_variants / sizeof *gemv_variants && code == cudaSuccess;
-                     i++)
-                    code = ready_kernel(device, path, pick_gemv(bits, group, gemv_variants[i]));
             else
-                for (const int *tokens = paths[path].tokens; *tokens && code == cudaSuccess; tokens++)
+                for (const int *tokens = paths[path].tokens; *tokens && code == cudaSuccess; tokens++) {
                     code = ready_kernel(device, path, pick_kernel(path, bits, group, *tokens));
+                    if (path == LUT_PATH_GEMV && code == cudaSuccess)
+                        code =
+                            ready_kernel(device, path, pick_kernel(path, bits, group, *tokens + GEMV_PAIRS));
+                }
     return code == cudaSuccess
                ? FLUTE_OK
                : cuda_fail(err, code, "the kernels do not fit this device; was flute built for it?");
@@ -256,10 +252,10 @@ static int check_arguments(const lut_device *device, const lut_gemm_args *args, 
     if (path == LUT_PATH_WIDE && args->variant != 0 && (args->variant < 2 || args->variant > 4))
         return fail(err, FLUTE_EINVAL, "lut_gemm: tiles of %d warpgroups; they have 2, 3 or 4",
                     args->variant);
-    if (path == LUT_PATH_GEMV && args->variant != 0 &&
-        (args->variant < 1 || args->variant > 2 || args->next.squares))
-        return fail(err, FLUTE_EINVAL, "lut_gemm: rows of %d blocks%s; they have 1 or 2, and a norm its own",
-                    args->variant, args->next.squares ? " before a norm" : "");
+    if (path == LUT_PATH_GEMV && (args->variant < 0 || args->variant > 2))
+        return fail(err, FLUTE_EINVAL, "lut_gemm: rows of %d blocks; they have 1 or 2", args->variant);
+    if (args->variant != 0 && args->next.squares)
+        return fail(err, FLUTE_EINVAL, "lut_gemm: a variant before a norm, which knows of none");
     if (!lut_gemm_has_path(device, path))
         return fail(err, FLUTE_EINVAL, "lut_gemm: %s",
                     path == LUT_PATH_WIDE ? "LUT_PATH_WIDE needs compute capability 9.0 (Hopper)"
@@ -517,10 +513,11 @@ static int launch_gemv(const lut_device *device, const lut_gemm_args *args, lut_
     const gemv_division d = divide_gemv(device, w, args->variant);
     const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
     plan_gemv(d, w, p);
-    const cudaError_t code = cuda_launch_clusters(
-        pick_gemv(weight_type_bits(w->type), w->group_size, tokens + (d.team > 1 ? (int)GEMV_PAIRS : 0)),
-        dim3((unsigned)d.n_blocks), d.team, (GEMV_WARPS + 1) * 32,
-        (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, args->overlap, *p);
+    const cudaError_t code =
+        cuda_launch_clusters(pick_kernel(LUT_PATH_GEMV, weight_type_bits(w->type), w->group_size,
+                                         tokens + (d.team > 1 ? (int)GEMV_PAIRS : 0)),
+                             dim3((unsigned)d.n_blocks), d.team, (GEMV_WARPS + 1) * 32,
+                             (size_t)(p->ring_at + p->stages * p->stage_bytes), stream, args->overlap, *p);
     return code == cudaSuccess ? FLUTE_OK : cuda_fail(err, code, "launching the LUT-GEMM");
 }
 

@@ -35,7 +35,7 @@
 // 10 %, and without both its tensor cores never wait. A wgmma takes 13 clocks at least. Codes at 2 and 3
 // bits: 4 and 6 instead of 8; at 8 bits the table takes 32 and codes 16. A taller tile would leave no
 // registers for sums; a wider one (128 × 256) saves 4 of the 64 clocks and asks L2 for half as many bytes
-// again. Instructions of 128 columns and a warp at 4 bits: 112 with 8 tokens, 125 with 32, of 464 issue slots
+// again. Instructions of 128 columns and a warp at 4 bits: 111 with 8 tokens, 123 with 32, of 464 issue slots
 // that DRAM leaves it; the warp that copies takes some of these.
 #ifndef FLUTE_CUDA_LUT_WIDE_CUH
 #define FLUTE_CUDA_LUT_WIDE_CUH
