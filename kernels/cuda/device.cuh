@@ -409,7 +409,8 @@ __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
-// Waits until all threads of the cluster that have not returned have arrived.
+// Waits until all threads of the cluster that have not returned have arrived. An acquire, which empties the
+// SM's L1 cache: what was loaded before and is to be loaded again comes from the L2 cache.
 __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }

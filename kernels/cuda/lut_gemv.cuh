@@ -229,24 +229,24 @@ __device__ __forceinline__ void gemv_store_squares(const lut_params &p, float sq
 // blocks, a pair, have the same panels. Each stores half of them, and walks them behind the n_other of the
 // other, whose sums it hands over. Of an odd number of stages the one in the middle, the last of the first
 // block and the first of the second, is of the block that stores; the other leaves it out.
-template <int BLOCKS> struct gemv_share {
+template <int TEAM> struct gemv_share {
     int first_panel, panels, first_stage, stages, n_other;
     int odd; // 1 if it is
 
-    static __device__ __forceinline__ int rank() { return BLOCKS == 1 ? 0 : (int)(blockIdx.x % BLOCKS); }
+    static __device__ __forceinline__ int rank() { return TEAM == 1 ? 0 : (int)(blockIdx.x % TEAM); }
 
     __device__ __forceinline__ gemv_share(const lut_params &p, int stage_units) {
         const int all = (p.panel_units + stage_units - 1) / stage_units;
-        first_panel = (int)(blockIdx.x / BLOCKS) * p.cta_panels;
+        first_panel = (int)(blockIdx.x / TEAM) * p.cta_panels;
         panels = min(p.cta_panels, p.n_panels - first_panel);
         first_stage = 0, stages = all, n_other = 0, odd = 0;
-        if (BLOCKS == 1) return;
+        if (TEAM == 1) return;
         first_stage = rank() * (all / 2), stages = (all + 1) / 2, odd = all % 2;
         n_other = rank() ? panels - panels / 2 : panels / 2;
     }
     // The panel that is walked i-th, and the first that is stored, from first_panel on.
     __device__ __forceinline__ int panel(int i) const {
-        return BLOCKS == 1 || rank() ? i : i < n_other ? panels - n_other + i : i - n_other;
+        return TEAM == 1 || rank() ? i : i < n_other ? panels - n_other + i : i - n_other;
     }
     __device__ __forceinline__ int first_stored() const { return rank() ? n_other : 0; }
     // The stages of the panel that is walked i-th: of those from first_stage on.
@@ -257,14 +257,14 @@ template <int BLOCKS> struct gemv_share {
 };
 
 // The order in which a block walks its stages: groups of panels, chunks of columns, panels, stages.
-template <int BLOCKS> struct gemv_walk {
-    const gemv_share<BLOCKS> &share;
+template <int TEAM> struct gemv_walk {
+    const gemv_share<TEAM> &share;
     const int group_panels, chunk_stages;
     int group = 0, chunk = 0, panel = 0, stage;
 
-    __device__ __forceinline__ gemv_walk(const gemv_share<BLOCKS> &share, int group_panels, int chunk_stages)
+    __device__ __forceinline__ gemv_walk(const gemv_share<TEAM> &share, int group_panels, int chunk_stages)
         : share(share), group_panels(group_panels), chunk_stages(chunk_stages), stage(share.first(0)) {
-        if (BLOCKS > 1) seek();
+        if (TEAM > 1) seek();
     }
     __device__ __forceinline__ int group_end() const { return min(group + group_panels, share.panels); }
     __device__ __forceinline__ bool done() const { return group >= share.panels; }
@@ -280,14 +280,14 @@ template <int BLOCKS> struct gemv_walk {
                 panel = group;
             }
             stage = max(chunk, share.first(panel));
-            if (BLOCKS == 1 || done()) return;
+            if (TEAM == 1 || done()) return;
         }
     }
 };
 
-template <int BITS, int GROUP, int BLOCKS>
+template <int BITS, int GROUP, int TEAM>
 __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
-                                             const gemv_share<BLOCKS> &share) {
+                                             const gemv_share<TEAM> &share) {
     using layout = unit_layout<BITS, GROUP>;
     enum {
         U = gemv_warp<BITS>::units,
@@ -299,7 +299,7 @@ __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
     const bool leader = threadIdx.x % WARP == 0;
     const size_t panel_bytes = (size_t)p.panel_units * layout::bytes;
     const uint8_t *from = p.weights + share.first_panel * panel_bytes;
-    gemv_walk<BLOCKS> walk(share, p.group_panels, CHUNK_BLOCKS / layout::blocks / U);
+    gemv_walk<TEAM> walk(share, p.group_panels, CHUNK_BLOCKS / layout::blocks / U);
     int slot = 0;
     auto issue = [&]() {
         const int stage = share.first_stage + walk.stage;
@@ -311,29 +311,30 @@ __device__ __forceinline__ void gemv_produce(const lut_params &p, uint8_t *smem,
         slot++;
         walk.next();
     };
+    if (TEAM > 1) { // first what all wait for: the other block may hand over
+        if (leader) barrier_init(empty + p.stages * 8, 1), barrier_init_fence();
+        cluster_arrive();
+    }
     if (leader) {
         for (int s = 0; s < p.stages; s++)
             barrier_init(full + s * 8, 1), barrier_init(empty + s * 8, GEMV_WARPS * WARP);
-        if (BLOCKS > 1) barrier_init(empty + p.stages * 8, 1);
         barrier_init_fence();
-        while (slot < p.stages && !walk.done()) issue();
     }
+    while (leader && slot < p.stages && !walk.done()) issue();
     __syncwarp();
     if (p.releases) dependents_launch();
+    if (TEAM > 1) cluster_wait();
     __syncthreads();
-    if (BLOCKS > 1) cluster_arrive();
-    if (BLOCKS > 1 && !leader) cluster_wait();
     if (!leader) return;
     for (uint32_t parity = 0; !walk.done(); parity ^= 1)
         for (slot = 0; slot < p.stages && !walk.done();) {
             barrier_wait(empty + slot * 8, parity);
             issue();
         }
-    if (BLOCKS > 1) cluster_wait(); // who returns between the two may count twice
 }
 
-// BLOCKS: 1, or 2, a cluster, in pairs.
-template <int BITS, int GROUP, int TOKENS, int BLOCKS>
+// TEAM: blocks that have panels together: 1, or 2, a cluster.
+template <int BITS, int GROUP, int TOKENS, int TEAM>
 __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constant__ lut_params p) {
 #if __CUDA_ARCH__ >= 900
     using layout = unit_layout<BITS, GROUP>;
@@ -347,10 +348,12 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     enum { CHUNK_STAGES = CHUNK_BLOCKS / layout::blocks / U, CHUNK_UNITS = CHUNK_STAGES * U };
     extern __shared__ __align__(1024) uint8_t smem[];
     const int warp = warp_uniform(threadIdx.x / WARP), lane = threadIdx.x % WARP, t = lane % 4;
-    const gemv_share<BLOCKS> share(p, STAGE_UNITS);
-    if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, BLOCKS>(p, smem, share);
+    const gemv_share<TEAM> share(p, STAGE_UNITS);
+    if (warp == GEMV_WARPS) return gemv_produce<BITS, GROUP, TEAM>(p, smem, share);
 
+    if (TEAM > 1) cluster_arrive();
     if (p.releases) dependents_launch();
+    if (TEAM > 1) cluster_wait(); // now, when no activations are in the L1 cache that it empties
     table_build<BITS>(smem, p.table, GEMV_WARPS);
     if (p.overlap) dependency_wait();
 
@@ -363,8 +366,8 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
                                   (first_unit + warp * U) * (layout::cols * 2) +
                                   activations::first_byte(side, t);
     const int n_cols =
-        BLOCKS == 1 ? p.n_cols
-                    : min(p.n_cols - first_unit * layout::cols, share.stages * (STAGE_UNITS * layout::cols));
+        TEAM == 1 ? p.n_cols
+                  : min(p.n_cols - first_unit * layout::cols, share.stages * (STAGE_UNITS * layout::cols));
     const int x_left = n_cols - warp * (U * layout::cols) - activations::first_column(side, t);
     // Loads the activations of stage s of a chunk, if K has it. Of one that is whole these are four or
     // sixteen instructions, from one address; else each asks whether there is something to load.
@@ -387,10 +390,9 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     float *factors = (float *)(smem + p.more_at); // (TOKENS), and behind them (warp, token)
     if (p.norm.squares) gemv_norm_factors<TOKENS>(p, factors);
     __syncthreads(); // the table and the barriers are there
-    if (BLOCKS > 1) cluster_arrive();
 
     const uint32_t full = shared_address(smem + p.barriers_at), empty = full + p.stages * 8,
-                   handed = empty + p.stages * 8; // BLOCKS > 1: what the other block hands over is there
+                   handed = empty + p.stages * 8; // TEAM > 1: what the other block hands over is there
     const uint32_t mine = shared_address(smem + p.ring_at) + warp * U * layout::bytes;
     const uint32_t codes_at = keep_in_register(mine + lane * 16);
     const uint32_t codes_at8 = BITS == 3 ? keep_in_register(mine + lane * 8) : 0;
@@ -403,8 +405,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
     enum { PANEL_SUMS = GEMV_WARPS * 16 * TOKENS };
     float *sums = (float *)(smem + p.sums_at);
     float *const my_sums = sums + keep_in_register((warp * 16 + lane / 4) * TOKENS + t);
-    if (BLOCKS > 1 && threadIdx.x == 0)
-        barrier_expect(handed, (share.panels - share.n_other) * PANEL_SUMS * 4);
+    if (TEAM > 1 && threadIdx.x == 0) barrier_expect(handed, (share.panels - share.n_other) * PANEL_SUMS * 4);
     int slot = 0;
     uint32_t parity = 0;
 
@@ -417,7 +418,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
         for (int s = 0; s < CHUNK_STAGES; s++) {
             if (!whole && (chunk + s < from || chunk + s >= to)) {
 #pragma unroll
-                for (int j = 0; j < U && BLOCKS > 1 && first; j++) x[s * U + j].settle(side);
+                for (int j = 0; j < U && TEAM > 1 && first; j++) x[s * U + j].settle(side);
             } else {
                 unit_t unit[U];
                 barrier_wait_warp(full + slot * 8, parity);
@@ -449,7 +450,6 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             const bool more = after > chunk || (after != chunk && group + p.group_panels < share.panels);
             const bool loaded = group == 0 || share.stages > CHUNK_STAGES; // else those of the last group
             const bool last = after == 0;
-            if (BLOCKS > 1 && last) cluster_wait(); // the other has begun
             for (int panel = 0; panel < group_panels; panel++) {
                 float sum[2] = {};
                 const int next = panel + 1 == group_panels && more ? after : -1;
@@ -459,7 +459,7 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
                 else
                     multiply_panel(false, chunk, from, to, loaded && panel == 0, next, sum);
                 const int half = (p.cta_panels + 1) / 2;
-                if (BLOCKS > 1 && panel < share.n_other) {
+                if (TEAM > 1 && panel < share.n_other) {
                     float *const mine = my_sums + (2 * half + panel) * PANEL_SUMS;
                     if (last)
                         sums_hand_over<TOKENS>(
@@ -475,21 +475,21 @@ __global__ void __launch_bounds__(GEMV_THREADS, 2) lut_gemv(const __grid_constan
             }
         }
         barrier_sync(1, GEMV_CONSUMERS);
-        if (BLOCKS > 1 && share.n_other < share.panels) barrier_wait(handed, 0);
+        if (TEAM > 1 && share.n_other < share.panels) barrier_wait(handed, 0);
         const float squares = store_panels<TOKENS>(
             p, sums, GEMV_WARPS, share.first_panel + group + share.first_stored(),
             group_panels - share.n_other, GEMV_CONSUMERS, p.norm.squares ? factors : NULL,
-            BLOCKS > 1 ? sums + (p.cta_panels + 1) / 2 * PANEL_SUMS : NULL);
+            TEAM > 1 ? sums + (p.cta_panels + 1) / 2 * PANEL_SUMS : NULL);
         if (p.next.squares) gemv_store_squares<TOKENS>(p, squares, factors + TOKENS, group == 0);
         barrier_sync(1, GEMV_CONSUMERS);
     }
 #endif
 }
 
-template <int BITS, int GROUP, int BLOCKS> lut_kernel lut_gemv_of(int tokens) {
-    return tokens == 1   ? lut_gemv<BITS, GROUP, 1, BLOCKS>
-           : tokens == 2 ? lut_gemv<BITS, GROUP, 2, BLOCKS>
-                         : lut_gemv<BITS, GROUP, 4, BLOCKS>;
+template <int BITS, int GROUP, int TEAM> lut_kernel lut_gemv_of(int tokens) {
+    return tokens == 1   ? lut_gemv<BITS, GROUP, 1, TEAM>
+           : tokens == 2 ? lut_gemv<BITS, GROUP, 2, TEAM>
+                         : lut_gemv<BITS, GROUP, 4, TEAM>;
 }
 
 template <int BITS, int GROUP> lut_kernel lut_gemv_pick(int variant) {

@@ -17,7 +17,7 @@ struct lut_params {
     int n_rows, n_cols, n_tokens;
     int n_panels;                      // of the matrix
     int panel_units;                   // units of a panel
-    int cta_panels;                    // panels of a block of threads
+    int cta_panels;                    // panels of a block of threads, or a pair
     int stages;                        // of the ring
     int ring_at, sums_at, barriers_at; // offsets in shared memory; the table stands at 0
     int more_at;                       // lut_gemv: factors of norms; lut_wide: two wide_shared
