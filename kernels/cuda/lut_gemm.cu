@@ -83,7 +83,7 @@ bool lut_gemm_has_path(const lut_device *device, lut_path path) {
     return path == LUT_PATH_AUTO || path == LUT_PATH_AMPERE || device->code_version >= CODE_HOPPER;
 }
 
-lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens) {
+lut_path lut_gemm_path(const lut_device *device, int64_t n_tokens) {
     for (const auto &c : choices)
         if (n_tokens >= c.tokens && lut_gemm_has_path(device, c.path)) return c.path;
     return LUT_PATH_AMPERE;
@@ -91,7 +91,7 @@ lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_toke
 
 lut_order lut_gemm_order(const lut_device *device, const weight *w, int64_t n_tokens) {
     lut_order order = {};
-    if (lut_gemm_path(device, w, n_tokens) != LUT_PATH_WIDE || w->n_cols % BLOCK_COLS ||
+    if (lut_gemm_path(device, n_tokens) != LUT_PATH_WIDE || w->n_cols % BLOCK_COLS ||
         w->n_cols != layout_padded_cols(w->n_cols, w->group_size))
         return order;
     order.tile_tokens = kernel_tokens(LUT_PATH_WIDE, n_tokens);
@@ -543,7 +543,7 @@ static int launch_narrow(const lut_device *device, const lut_gemm_args *args, lu
 int lut_gemm(const lut_device *device, const lut_gemm_args *args, struct CUstream_st *stream,
              flute_error *err) {
     const weight *w = args->w;
-    const lut_path path = args->path ? args->path : lut_gemm_path(device, w, args->n_tokens);
+    const lut_path path = args->path ? args->path : lut_gemm_path(device, args->n_tokens);
     int code = check_arguments(device, args, path, err);
     if (code != FLUTE_OK) return code;
     const int most = most_tokens(device, path),

@@ -114,7 +114,7 @@ typedef struct lut_gemm_args {
 enum { LUT_EXACT_TOKENS = 64 };
 
 // Which path LUT_PATH_AUTO is for this many tokens.
-lut_path lut_gemm_path(const lut_device *device, const weight *w, int64_t n_tokens);
+lut_path lut_gemm_path(const lut_device *device, int64_t n_tokens);
 
 // The order in which LUT_PATH_AUTO takes activations as they are; in another it arranges them first.
 lut_order lut_gemm_order(const lut_device *device, const weight *w, int64_t n_tokens);

@@ -53,7 +53,7 @@ void product_cublas_version(const product_device *device, char *out, size_t size
 
 bool product_fuses_norm(const product_device *device, const weight *w, int n_tokens) {
     return weight_is_quantized(w->type) && n_tokens <= LUT_NORM_TOKENS &&
-           lut_gemm_path(&device->lut, w, n_tokens) == LUT_PATH_GEMV;
+           lut_gemm_path(&device->lut, n_tokens) == LUT_PATH_GEMV;
 }
 
 // Rows of a weight with n_cols columns that are dequantized at a time.

@@ -95,8 +95,7 @@ static void case_order(const lut_device *device, check_case *c) {
     if (c->path != LUT_PATH_AUTO) return;
     if (random_below(2)) c->x_order = lut_gemm_order(device, &c->w, c->n_tokens);
     // LUT_PATH_AMPERE takes many tokens in pieces, which must be whole tiles of y.
-    if (!is_gate_up(c) || random_below(2) || lut_gemm_path(device, &c->w, c->n_tokens) == LUT_PATH_AMPERE)
-        return;
+    if (!is_gate_up(c) || random_below(2) || lut_gemm_path(device, c->n_tokens) == LUT_PATH_AMPERE) return;
     c->y_order.tile_tokens = 8 << random_below(5);
     c->y_order.n_blocks = (int)((c->w.n_rows / 2 + 127) / 128);
 }
@@ -211,7 +210,7 @@ static double element_error(const check_case *c, const uint8_t *y, int64_t token
 
 // The largest error over rows, all of them or a sample; at most 1 is right.
 static double case_error(const lut_device *device, const check_case *c, const uint8_t *y) {
-    const lut_path path = c->path ? c->path : lut_gemm_path(device, &c->w, c->n_tokens);
+    const lut_path path = c->path ? c->path : lut_gemm_path(device, c->n_tokens);
     void (*get_row)(const weight *, int64_t, float *) =
         path == LUT_PATH_WIDE && c->n_tokens > LUT_EXACT_TOKENS ? rounded_row : weight_row;
     const int64_t channels = c->w.n_rows / (is_gate_up(c) ? 2 : 1);

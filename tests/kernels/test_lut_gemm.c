@@ -141,7 +141,7 @@ static void test_other_gpus(void **state) {
     assert_int_equal(device.code_version, 90);
     assert_false(device.has_wide);
     product p = product_new(40, 256, 128, 40);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_TILE);
+    assert_int_equal(lut_gemm_path(&device, 1000), LUT_PATH_TILE);
     assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, 0, &err), FLUTE_OK);
     product_check(&p);
     assert_int_equal(product_run(&device, &p, LUT_PATH_WIDE, 0, &err), FLUTE_EINVAL);
@@ -164,8 +164,8 @@ static void test_code_of_ampere(void **state) {
         assert_int_equal(device.shared, cards[i][3] * 1024);
         assert_false(device.has_wide);
         product p = product_new(200, 1280, 128, 40);
-        assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_AMPERE);
-        assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_AMPERE);
+        assert_int_equal(lut_gemm_path(&device, 1), LUT_PATH_AMPERE);
+        assert_int_equal(lut_gemm_path(&device, 1000), LUT_PATH_AMPERE);
         const long before = simt_launches();
         assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, 0, &err), FLUTE_OK);
         product_check(&p);
@@ -206,10 +206,10 @@ static void test_paths(void **state) {
     flute_error err = {0};
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
     product p = product_new(40, 256, 128, 11);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 1), LUT_PATH_GEMV);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 4), LUT_PATH_GEMV);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 5), LUT_PATH_WIDE);
-    assert_int_equal(lut_gemm_path(&device, &p.w, 1000), LUT_PATH_WIDE);
+    assert_int_equal(lut_gemm_path(&device, 1), LUT_PATH_GEMV);
+    assert_int_equal(lut_gemm_path(&device, 4), LUT_PATH_GEMV);
+    assert_int_equal(lut_gemm_path(&device, 5), LUT_PATH_WIDE);
+    assert_int_equal(lut_gemm_path(&device, 1000), LUT_PATH_WIDE);
     for (lut_path path = LUT_PATH_AUTO; path <= LUT_PATH_AMPERE; path++) {
         assert_int_equal(product_run(&device, &p, path, 0, &err), FLUTE_OK);
         product_check(&p);
