@@ -325,26 +325,10 @@ static gemv_division divide_gemv_by(const lut_device *device, const weight *w, i
 
 // The columns of a chunk: of those activations a block has in registers.
 enum { CHUNK_COLS = GEMV_WARPS * CHUNK_BLOCKS * BLOCK_COLS };
-// A pair adds all its panels up at a time, which takes room from the ring.
-enum { PAIR_MAX_PANELS = 5 };
 
-// team: as asked for, or 0. In pairs blocks load half of the activations, for twice the panels, and share
-// matrices of few panels more evenly; for that they wait for each other, which rows of up to 4096 columns are
-// not worth, and have less room for weights: measured, on an H200.
-static gemv_division divide_gemv(const lut_device *device, const weight *w, int team) {
-    const gemv_division single = divide_gemv_by(device, w, 1), pairs = divide_gemv_by(device, w, 2);
-    if (team == 1 || pairs.panels > PAIR_MAX_PANELS || device->most_cluster < 2) return single;
-    const bool pays = w->n_cols > CHUNK_COLS && (pairs.panels <= 2 || w->n_cols <= 2 * CHUNK_COLS);
-    return team == 2 || pays ? pairs : single;
-}
-
-int lut_gemm_parts(const lut_device *device, const weight *w) {
-    return divide_gemv(device, w, 0).n_blocks;
-}
-
-// Two blocks of threads on each SM, up to four tokens.
-static void plan_gemv(const gemv_division &d, const weight *w, lut_params *p) {
-    const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
+// What a block has of the matrix, and its shared memory. Where it has many panels it adds them up in rounds;
+// a pair all at a time, which takes room from the ring.
+static void plan_gemv(const gemv_division &d, const weight *w, int tokens, lut_params *p) {
     const int warp_units =
         weight_type_bits(w->type) >= 4 ? (int)gemv_warp<4>::units : (int)gemv_warp<2>::units;
     const int stage_units = GEMV_WARPS * warp_units;
@@ -358,6 +342,28 @@ static void plan_gemv(const gemv_division &d, const weight *w, lut_params *p) {
     }
     divide_shared(p, sums * panel_sums, FACTORS_BYTES,
                   stage_units * (int)layout_unit_bytes(w->type, w->group_size), 128, GEMV_SHARED);
+}
+
+// Pairs have so many panels at most, and need room for a stage of the ring beside the sums of four tokens.
+enum { PAIR_MAX_PANELS = 5 };
+static bool pairs_fit(const gemv_division &pairs, const weight *w) {
+    lut_params p = {};
+    plan_gemv(pairs, w, GEMV_MAX_TOKENS, &p);
+    return pairs.panels <= PAIR_MAX_PANELS && p.stages > 0;
+}
+
+// team: as asked for, where that is possible, or 0. In pairs blocks load half of the activations, for twice
+// the panels, and share matrices of few panels more evenly; for that they wait for each other, which rows of
+// up to 4096 columns are not worth, and have less room for weights: measured, on an H200.
+static gemv_division divide_gemv(const lut_device *device, const weight *w, int team) {
+    const gemv_division single = divide_gemv_by(device, w, 1), pairs = divide_gemv_by(device, w, 2);
+    if (team == 1 || device->most_cluster < 2 || !pairs_fit(pairs, w)) return single;
+    const bool pays = w->n_cols > CHUNK_COLS && (pairs.panels <= 2 || w->n_cols <= 2 * CHUNK_COLS);
+    return team == 2 || pays ? pairs : single;
+}
+
+int lut_gemm_parts(const lut_device *device, const weight *w) {
+    return divide_gemv(device, w, 0).n_blocks;
 }
 
 // lut_tile and lut_ampere: one block on each SM, up to 32 tokens.
@@ -512,7 +518,7 @@ static int launch_gemv(const lut_device *device, const lut_gemm_args *args, lut_
     const weight *w = args->w;
     const gemv_division d = divide_gemv(device, w, args->variant);
     const int tokens = kernel_tokens(LUT_PATH_GEMV, p->n_tokens);
-    plan_gemv(d, w, p);
+    plan_gemv(d, w, tokens, p);
     const cudaError_t code =
         cuda_launch_clusters(pick_kernel(LUT_PATH_GEMV, weight_type_bits(w->type), w->group_size,
                                          tokens + (d.team > 1 ? (int)GEMV_PAIRS : 0)),

@@ -102,9 +102,10 @@ typedef struct lut_gemm_args {
     // kernels for symmetric memory read what other ranks' kernels may still be writing.
     bool held;
     lut_path path;
-    // To compare variants of a path; 0: the one that takes least time. LUT_PATH_GEMV: 1 or 2 blocks of
-    // threads have the same rows, and a part of the columns each; not together with `next`. LUT_PATH_WIDE: 64
-    // rows of a tile for each of 2, 3 or 4 warpgroups, where there is such a tile for so many tokens.
+    // To compare variants of a path; 0: the one that takes least time. LUT_PATH_GEMV: 1 or, where they fit, 2
+    // blocks of threads have the same rows, and a part of the columns each; not together with `next`.
+    // LUT_PATH_WIDE: 64 rows of a tile for each of 2, 3 or 4 warpgroups, where there is such a tile for so
+    // many tokens.
     int variant;
 } lut_gemm_args;
 

@@ -31,8 +31,8 @@ typedef struct product {
     int n_tokens;
 } product;
 
-static product product_new(int64_t n_rows, int64_t n_cols, int group_size, int n_tokens) {
-    product p = {.w = {.type = WEIGHT_LUT4, .group_size = group_size, .n_rows = n_rows, .n_cols = n_cols},
+static product product_new(weight_type type, int64_t n_rows, int64_t n_cols, int group_size, int n_tokens) {
+    product p = {.w = {.type = type, .group_size = group_size, .n_rows = n_rows, .n_cols = n_cols},
                  .n_tokens = n_tokens};
     p.w.size = layout_matrix_bytes(p.w.type, n_rows, n_cols, group_size);
     assert_int_equal(cudaMalloc((void **)&p.data, p.w.size), cudaSuccess);
@@ -108,7 +108,7 @@ static void test_division(void **state) {
         flute_error err = {0};
         simt_set_sms(c[0]);
         assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
-        product p = product_new(c[1], c[2], c[3], c[4]);
+        product p = product_new(WEIGHT_LUT4, c[1], c[2], c[3], c[4]);
         const size_t size = (size_t)(c[1] * c[4]) * sizeof *p.y;
         float *before = malloc(size);
         for (int warpgroups = 2; warpgroups <= 4; warpgroups++)
@@ -127,6 +127,40 @@ static void test_division(void **state) {
     simt_set_sms(4);
 }
 
+// Pairs of blocks that keep the sums of several chunks, of five panels: with one stage or several; and where
+// none fits beside the sums, so that blocks work for themselves.
+static void test_pairs(void **state) {
+    (void)state;
+    static const struct {
+        weight_type type;
+        int group_size, n_cols;
+        bool fits;
+    } cases[] = {{WEIGHT_LUT4, 128, 8448, true},
+                 {WEIGHT_LUT3, 64, 12544, true},
+                 {WEIGHT_LUT4, 256, 9728, true},
+                 {WEIGHT_INT8, 128, 8320, true},
+                 {WEIGHT_INT8, 256, 8448, false}};
+    lut_device device;
+    flute_error err = {0};
+    simt_set_sms(2);
+    assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        product p = product_new(cases[i].type, 160, cases[i].n_cols, cases[i].group_size, 4);
+        const size_t size = 160 * 4 * sizeof *p.y;
+        float *single = malloc(size);
+        assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, 1, &err), FLUTE_OK);
+        product_check(&p);
+        memcpy(single, p.y, size);
+        assert_int_equal(product_run(&device, &p, LUT_PATH_GEMV, 2, &err), FLUTE_OK);
+        product_check(&p);
+        assert_int_equal(memcmp(single, p.y, size) != 0, cases[i].fits); // in pairs sums are in another order
+        free(single);
+        product_free(&p);
+    }
+    lut_device_close(&device);
+    simt_set_sms(4);
+}
+
 static void test_other_gpus(void **state) {
     (void)state;
     lut_device device;
@@ -140,7 +174,7 @@ static void test_other_gpus(void **state) {
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
     assert_int_equal(device.code_version, 90);
     assert_false(device.has_wide);
-    product p = product_new(40, 256, 128, 40);
+    product p = product_new(WEIGHT_LUT4, 40, 256, 128, 40);
     assert_int_equal(lut_gemm_path(&device, 1000), LUT_PATH_TILE);
     assert_int_equal(product_run(&device, &p, LUT_PATH_AUTO, 0, &err), FLUTE_OK);
     product_check(&p);
@@ -163,7 +197,7 @@ static void test_code_of_ampere(void **state) {
         assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
         assert_int_equal(device.shared, cards[i][3] * 1024);
         assert_false(device.has_wide);
-        product p = product_new(200, 1280, 128, 40);
+        product p = product_new(WEIGHT_LUT4, 200, 1280, 128, 40);
         assert_int_equal(lut_gemm_path(&device, 1), LUT_PATH_AMPERE);
         assert_int_equal(lut_gemm_path(&device, 1000), LUT_PATH_AMPERE);
         const long before = simt_launches();
@@ -205,7 +239,7 @@ static void test_paths(void **state) {
     lut_device device;
     flute_error err = {0};
     assert_int_equal(lut_device_open(&device, &err), FLUTE_OK);
-    product p = product_new(40, 256, 128, 11);
+    product p = product_new(WEIGHT_LUT4, 40, 256, 128, 11);
     assert_int_equal(lut_gemm_path(&device, 1), LUT_PATH_GEMV);
     assert_int_equal(lut_gemm_path(&device, 4), LUT_PATH_GEMV);
     assert_int_equal(lut_gemm_path(&device, 5), LUT_PATH_WIDE);
@@ -224,9 +258,9 @@ static void test_paths(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_division),       cmocka_unit_test(test_other_gpus),
-        cmocka_unit_test(test_code_of_ampere), cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_division),   cmocka_unit_test(test_pairs),
+        cmocka_unit_test(test_other_gpus), cmocka_unit_test(test_code_of_ampere),
+        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_paths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
